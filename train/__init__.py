@@ -1,0 +1,1 @@
+"""Comments in, an artifact folder out: fine-tune a classifier, calibrate it, tune its thresholds."""

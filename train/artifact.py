@@ -1,0 +1,178 @@
+"""The artifact folder: what ``train`` writes and ``export`` reads.
+
+::
+
+    artifacts/<name>/
+        model.safetensors     encoder and head, FP32
+        config.json           problem type, pooling, token limit, the encoder's transformers config
+        tokenizer/            tokenizer.json and its transformers config
+        labels.json           labels in order, and the decision threshold of each
+        training_info.json    metrics, data hash, seed, versions, git commit, the recipe
+
+Nothing here needs torch, so that ``export`` can look before it loads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+LABELS: tuple[str, ...] = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
+"""The labels in the order that every stage, file and tensor keeps."""
+
+FORMAT_VERSION = 1
+POOLINGS = ("mean", "cls")
+PROBLEM_TYPES = ("multi_label_classification",)
+
+
+class InvalidArtifact(ValueError):
+    """An artifact folder lacks a file or holds a value that this version cannot read."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The content of ``config.json``: all that is needed to build the network without its weights.
+
+    :param encoder: a transformers configuration as a dict; ``model_type`` names the architecture.
+    :param pooling: ``mean`` over the attended tokens, or the state of the first token (``cls``).
+    :param max_tokens: texts are cut to this many tokens, special ones included.
+    """
+
+    encoder: dict[str, Any]
+    pooling: str = "mean"
+    max_tokens: int = 128
+    dropout: float = 0.1
+    problem_type: str = "multi_label_classification"
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise InvalidArtifact(
+                f"config.json has format_version {self.format_version}, this code reads {FORMAT_VERSION}: "
+                "train again, or use the version of Tritox that wrote it"
+            )
+        if self.pooling not in POOLINGS:
+            raise InvalidArtifact(f"pooling is {self.pooling!r}, must be one of {', '.join(POOLINGS)}")
+        if self.problem_type not in PROBLEM_TYPES:
+            raise InvalidArtifact(f"problem_type is {self.problem_type!r}, must be one of {', '.join(PROBLEM_TYPES)}")
+        if self.max_tokens < 2:
+            raise InvalidArtifact(f"max_tokens is {self.max_tokens}, must be at least 2")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The content of ``labels.json``.
+
+    :param thresholds: a decision is ``score >= threshold``; one per label, in [0, 1].
+    """
+
+    labels: tuple[str, ...] = LABELS
+    thresholds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LABELS, 0.5))
+
+    def __post_init__(self) -> None:
+        if set(self.thresholds) != set(self.labels):
+            raise InvalidArtifact(f"thresholds for {sorted(self.thresholds)}, but the labels are {list(self.labels)}")
+        for label, threshold in self.thresholds.items():
+            if not 0.0 <= threshold <= 1.0:
+                raise InvalidArtifact(f"the threshold of {label} is {threshold}, must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each file of an artifact lies."""
+
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer"
+
+    @property
+    def tokenizer_json(self) -> Path:
+        return self.tokenizer / "tokenizer.json"
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "labels.json"
+
+    @property
+    def training_info(self) -> Path:
+        return self.folder / "training_info.json"
+
+    def check(self) -> None:
+        """:raises InvalidArtifact: naming every file that is missing."""
+        files = (self.weights, self.config, self.tokenizer_json, self.labels, self.training_info)
+        missing = [str(f.relative_to(self.folder)) for f in files if not f.is_file()]
+        if missing:
+            raise InvalidArtifact(
+                f"{self.folder} is not an artifact folder, it lacks {', '.join(missing)}: "
+                "write one with `python -m train fit`"
+            )
+
+    def read_config(self) -> ClassifierConfig:
+        return ClassifierConfig(**_read_json(self.config))
+
+    def read_labels(self) -> Labels:
+        raw = _read_json(self.labels)
+        return Labels(tuple(raw["labels"]), raw["thresholds"])
+
+    def read_training_info(self) -> dict[str, Any]:
+        return _read_json(self.training_info)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as JSON so that a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    data = asdict(value) if hasattr(value, "__dataclass_fields__") else value  # type: ignore[call-overload]
+    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that takes its name when the block ends well.
+
+    An existing ``target`` is replaced only then; when the block raises, nothing is left behind.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            target.replace(old / target.name)
+            temporary.replace(target)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidArtifact(f"{path} is missing: write an artifact with `python -m train fit`") from None
+    except json.JSONDecodeError as error:
+        raise InvalidArtifact(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidArtifact(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
