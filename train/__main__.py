@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,7 +16,9 @@ def main(argv: list[str] | None = None) -> int:
         help="fine-tune an encoder and write an artifact folder",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    fit.add_argument("--config", type=Path, default=Path(__file__).parent / "recipes/minilm.yaml", help="recipe, a YAML file")
+    fit.add_argument(
+        "--config", type=Path, default=Path(__file__).parent / "recipes/minilm.yaml", help="recipe, a YAML file"
+    )
     fit.add_argument("--data", type=Path, required=True, help="comments and labels: a CSV (also .gz) or Parquet file")
     fit.add_argument("--out", type=Path, required=True, help="artifact folder to write, e.g. artifacts/minilm")
     fit.add_argument("--epochs", type=float, help="instead of the recipe's")
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def report(info: dict) -> str:  # type: ignore[type-arg]
+def report(info: dict[str, Any]) -> str:
     """The validation metrics as a table."""
     metrics = info["metrics"]["validation"]
     lines = [f"{'label':<14}{'positives':>10}{'ROC-AUC':>9}{'PR-AUC':>9}{'F1':>8}{'threshold':>11}"]

@@ -8,6 +8,7 @@
         tokenizer/            tokenizer.json and its transformers config
         labels.json           labels in order, and the decision threshold of each
         training_info.json    metrics, data hash, seed, versions, git commit, the recipe
+        validation.jsonl      the validation comments with labels and scores: what an export is compared on
 
 Nothing here needs torch, so that ``export`` can look before it loads.
 """
@@ -114,9 +115,13 @@ class Layout:
     def training_info(self) -> Path:
         return self.folder / "training_info.json"
 
+    @property
+    def validation(self) -> Path:
+        return self.folder / "validation.jsonl"
+
     def check(self) -> None:
         """:raises InvalidArtifact: naming every file that is missing."""
-        files = (self.weights, self.config, self.tokenizer_json, self.labels, self.training_info)
+        files = (self.weights, self.config, self.tokenizer_json, self.labels, self.training_info, self.validation)
         missing = [str(f.relative_to(self.folder)) for f in files if not f.is_file()]
         if missing:
             raise InvalidArtifact(
@@ -133,6 +138,11 @@ class Layout:
 
     def read_training_info(self) -> dict[str, Any]:
         return _read_json(self.training_info)
+
+    def read_validation(self) -> list[dict[str, Any]]:
+        """Rows of ``text``, ``labels`` (0 or 1, in the order of the labels) and ``scores`` (the artifact's own)."""
+        with self.validation.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
 
 
 def write_json(path: Path, value: object) -> None:

@@ -58,7 +58,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if set(self.validation) not in ({"column", "from", "to"}, {"fraction"}):
-            raise InvalidConfig(f"data.validation has the keys {sorted(self.validation)}, needs column, from, to; or fraction")
+            raise InvalidConfig(
+                f"data.validation has the keys {sorted(self.validation)}, needs column, from, to; or fraction"
+            )
         if not {"rows"} <= set(self.tuning) <= {"rows", "where"}:
             raise InvalidConfig(f"data.tuning has the keys {sorted(self.tuning)}, needs rows and, if wanted, where")
         _at_least("data.repeat_positives", self.repeat_positives, 1)
@@ -124,7 +126,9 @@ def _build(kind: Any, raw: object, section: str) -> Any:
     for key, value in raw.items():
         wanted = types.get(key)
         if wanted in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, wanted))):
-            raise InvalidConfig(f"{section}.{key} is {value!r}, must be {'a number' if wanted is float else 'a whole number'}")
+            raise InvalidConfig(
+                f"{section}.{key} is {value!r}, must be {'a number' if wanted is float else 'a whole number'}"
+            )
     return kind(**raw)
 
 

@@ -92,7 +92,9 @@ def split(table: pd.DataFrame, config: DataConfig, seed: int) -> Splits:
         candidates &= (table[column] == value).to_numpy()
     rows = int(config.tuning["rows"])
     if rows < 1 or candidates.sum() <= rows:
-        raise InvalidData(f"data.tuning.rows is {rows}, must lie between 1 and {int(candidates.sum()) - 1}, the rows to draw from")
+        raise InvalidData(
+            f"data.tuning.rows is {rows}, must lie between 1 and {int(candidates.sum()) - 1}, the rows to draw from"
+        )
     tuning = np.zeros(len(table), bool)
     tuning[rng.choice(np.flatnonzero(candidates), rows, replace=False)] = True
     fit = rest & ~tuning & ~keys.isin(set(keys[tuning])).to_numpy()
@@ -108,8 +110,7 @@ def text_key(text: str) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _validation_rows(table: pd.DataFrame, config: DataConfig, rng: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -70,11 +71,20 @@ def fit(recipe: Recipe, data_path: Path, out: Path) -> dict[str, Any]:
         save(model, tokenizer, folder)
         write_json(Layout(folder).labels, labels)
         write_json(Layout(folder).training_info, info)
+        write_validation(Layout(folder).validation, splits.validation, scores)
     return info
 
 
+def write_validation(path: Path, comments: data.Comments, scores: np.ndarray) -> None:
+    """One JSON object a line: text, labels, scores. Later stages compare against it; it is not meant for publishing."""
+    with path.open("w", encoding="utf-8") as file:
+        for text, labels, row in zip(comments.texts, comments.labels, scores, strict=True):
+            values = {"text": text, "labels": labels.astype(int).tolist(), "scores": np.round(row, 6).tolist()}
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+
 def build(config: EncoderConfig, texts: list[str]) -> tuple[ToxicityClassifier, PreTrainedTokenizerFast]:
-    """The untrained classifier and its tokenizer; for an encoder from scratch, the vocabulary is learnt from ``texts``."""
+    """The untrained classifier and its tokenizer; an encoder from scratch learns its vocabulary from ``texts``."""
     if config.pretrained is not None:
         encoder, encoder_values = load_encoder(config.pretrained)
         tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained_folder(config.pretrained))

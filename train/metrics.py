@@ -10,7 +10,9 @@ from scipy.optimize import minimize
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 
-def evaluate(scores: np.ndarray, labels: np.ndarray, names: Sequence[str], thresholds: dict[str, float]) -> dict[str, Any]:
+def evaluate(
+    scores: np.ndarray, labels: np.ndarray, names: Sequence[str], thresholds: dict[str, float]
+) -> dict[str, Any]:
     """Per label and on average: ROC-AUC, PR-AUC (average precision), and F1, precision and recall at the threshold.
 
     A label that has only one class here gets ``None`` for the areas, and is left out of their means.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from train.artifact import LABELS, ClassifierConfig, Labels, Layout, write_json
 
@@ -51,7 +51,7 @@ class ToxicityClassifier(nn.Module):
         # "eager" attention: the only one whose graph ONNX Runtime fuses (DESIGN.md, fact 3)
         self.encoder = encoder or AutoModel.from_config(encoder_config(config), attn_implementation="eager")
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(int(config.encoder["hidden_size"]), labels)
+        self.head = nn.Linear(encoder_config(config).hidden_size, labels)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
@@ -75,7 +75,10 @@ class ToxicityClassifier(nn.Module):
         logits = self.logits(input_ids, attention_mask)
         if labels is None:
             return {"logits": logits}
-        return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)), "logits": logits}
+        return {
+            "loss": nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)),
+            "logits": logits,
+        }
 
 
 def encoder_config(config: ClassifierConfig) -> Any:
@@ -120,7 +123,7 @@ def load(folder: Path) -> tuple[ToxicityClassifier, PreTrainedTokenizerFast, Lab
     labels = layout.read_labels()
     model = ToxicityClassifier(layout.read_config(), labels=len(labels.labels))
     model.load_state_dict(load_file(layout.weights))
-    return model.eval(), PreTrainedTokenizerFast.from_pretrained(layout.tokenizer), labels
+    return model.eval(), AutoTokenizer.from_pretrained(layout.tokenizer), labels
 
 
 def length_sorted_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -1,0 +1,118 @@
+"""``python -m client TEXT...``: scores of texts as JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from client.errors import InvalidInput, ToxicityError
+
+if TYPE_CHECKING:
+    from client import ToxicityClient
+
+EXAMPLES = """\
+examples:
+  python -m client "You are an idiot" "Have a nice day"
+  python -m client - < comments.txt > scores.jsonl      # a line is a text
+  python -m client -- "-1 for this idea"                # a text that begins with a dash
+"""
+CHUNK_BYTES = 1 << 16
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m client",
+        description="Score comments on a Tritox server. Prints one line of JSON for each text.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text; a lone - reads one text a line from stdin")
+    connection_options(parser)
+    arguments = parser.parse_args(argv)
+    from_stdin = arguments.texts == ["-"]
+    if "-" in arguments.texts and not from_stdin:
+        parser.error("- reads from stdin and must stand alone")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8, whatever the terminal's language
+
+    try:
+        with connect(parser, arguments) as client:
+            if from_stdin:
+                return score_lines(client, sys.stdin.fileno())
+            print_scores(client, arguments.texts)
+            return 0
+    except (ToxicityError, ModuleNotFoundError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except BrokenPipeError:
+        # whoever read our output has left; keep Python from saying so when it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def connection_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which server to ask."""
+    parser.add_argument("--url", help="host:port of the server's gRPC port (default: $TRITOX_URL, else 127.0.0.1:8001)")
+    parser.add_argument("--model", default="toxicity", help="the model's name on the server (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each batch (default: %(default)g)")
+
+
+def connect(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> ToxicityClient:
+    from client import ToxicityClient
+
+    try:
+        return ToxicityClient(arguments.url, model=arguments.model, timeout=arguments.timeout)
+    except InvalidInput as error:
+        parser.error(str(error))
+
+
+def score_lines(client: ToxicityClient, descriptor: int) -> int:
+    """Score each line of an open file; lines that are not UTF-8 are named on stderr and left out.
+
+    :returns: the exit code, 1 when a line was left out.
+    """
+    bad = 0
+    for batch in line_batches(descriptor):
+        texts = []
+        for number, line in batch:
+            try:
+                texts.append(line.decode())
+            except UnicodeDecodeError as error:
+                bad += 1
+                sys.stderr.write(
+                    f"error: line {number} was not scored, it is not UTF-8: byte 0x{line[error.start]:02x} at position "
+                    f"{error.start}; convert the input first, e.g. iconv -f latin1 -t utf-8\n"
+                )
+        size = client.info().max_batch_size
+        for start in range(0, len(texts), size):
+            print_scores(client, texts[start : start + size])
+    return 1 if bad else 0
+
+
+def line_batches(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:
+    """The lines that have arrived, numbered from 1: a slow pipe is answered line by line, a file in bulk."""
+    number, rest = 1, b""
+    while chunk := os.read(descriptor, CHUNK_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if lines:
+            yield [(number + i, line.removesuffix(b"\r")) for i, line in enumerate(lines)]
+            number += len(lines)
+    if rest:
+        yield [(number, rest)]
+
+
+def print_scores(client: ToxicityClient, texts: list[str]) -> None:
+    for text, result in zip(texts, client.classify(texts), strict=True):
+        sys.stdout.write(json.dumps({"text": text, **result.to_dict()}, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

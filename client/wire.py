@@ -1,0 +1,204 @@
+"""Between Python values and Triton's messages. Nothing here sends anything."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from tritonclient import grpc as triton
+
+from client.errors import (
+    InvalidInput,
+    InvalidReply,
+    ModelNotFound,
+    ServerBusy,
+    ServerUnavailable,
+    Timeout,
+    ToxicityError,
+)
+from client.results import ModelInfo, Result
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
+    ("grpc.max_receive_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
+    # a client owns its connection; gRPC's default shares one among all channels of a process to the same server
+    ("grpc.use_local_subchannel_pool", 1),
+    # a server that restarts is found again within a second; gRPC's default grows to two minutes
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+E = TypeVar("E", bound=ToxicityError)
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of the user: whom it asks, how long it may take, and the request under way. Errors are made from it.
+
+    :param limit_s: seconds for the whole call, however many requests it takes.
+    """
+
+    endpoint: str
+    model: str
+    limit_s: float
+    request_id: str | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def waited_s(self) -> float:
+        return time.monotonic() - self.started
+
+    def left_s(self) -> float:
+        """Seconds until the deadline.
+
+        :raises Timeout: when none are left.
+        """
+        left = self.limit_s - self.waited_s()
+        if left <= 0:
+            raise self.timeout()
+        return left
+
+    def error(self, kind: type[E], message: str) -> E:
+        return kind(
+            message,
+            endpoint=self.endpoint,
+            model=self.model,
+            request_id=self.request_id,
+            waited_s=self.waited_s(),
+        )
+
+    def timeout(self) -> Timeout:
+        return self.error(
+            Timeout,
+            f"{self.endpoint} did not answer within {self.limit_s:g} s: give the call a longer timeout, or fewer texts",
+        )
+
+    def failed(self, status: str | None, detail: str | None) -> ToxicityError:
+        """The error for a gRPC status such as ``StatusCode.UNAVAILABLE`` and the text that came with it."""
+        code = (status or "no status").removeprefix("StatusCode.")
+        detail = " ".join((detail or "").split())  # a traceback of a Python backend has many lines
+        where = f"model {self.model!r} on {self.endpoint}"
+        if code == "DEADLINE_EXCEEDED":
+            return self.timeout()
+        # Triton says "unknown model" with NOT_FOUND or UNAVAILABLE, and refuses for a full queue with UNAVAILABLE
+        if code == "NOT_FOUND" or "unknown model" in detail:
+            return self.error(
+                ModelNotFound, f"no {where} ({detail}): check the name, or wait until it is loaded (wait_ready)"
+            )
+        if code == "RESOURCE_EXHAUSTED" or "maximum queue size" in detail or "Request timeout expired" in detail:
+            return self.error(ServerBusy, f"{where} is busy ({detail}): try again later, or send less at a time")
+        if code == "UNAVAILABLE":
+            return self.error(
+                ServerUnavailable,
+                f"{self.endpoint} cannot be reached ({detail}): is the server running (`python -m serve`), and is this "
+                "its gRPC port?",
+            )
+        if code == "INVALID_ARGUMENT":
+            return self.error(InvalidInput, f"{where} refused the request: {detail}")
+        return self.error(ToxicityError, f"{where} failed with {code} ({detail}): the server's log says more")
+
+
+def encode(texts: Iterable[str], call: Call) -> list[bytes]:
+    """The texts as UTF-8.
+
+    :raises InvalidInput: naming the first text that is none.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise call.error(InvalidInput, f"texts is a single {type(texts).__name__}: wrap it in a list, [text]")
+    if isinstance(texts, (Mapping, Set)) or not isinstance(texts, Iterable):
+        raise call.error(InvalidInput, f"texts is a {type(texts).__name__}, must be a list of str")
+    rows = []
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise call.error(InvalidInput, f"texts[{i}] is a {type(text).__name__}, must be a str: drop or convert it")
+        try:
+            rows.append(text.encode())
+        except UnicodeEncodeError as error:
+            raise call.error(
+                InvalidInput,
+                f"texts[{i}] holds a lone surrogate, {text[error.start]!r} at position {error.start}, which UTF-8 "
+                "cannot express: replace it, e.g. text.encode('utf-8', 'replace').decode()",
+            ) from None
+    return rows
+
+
+def text_input(rows: list[bytes]) -> triton.InferInput:
+    """The tensor ``TEXT``. *Shape:* ``(texts, 1)``."""
+    tensor = triton.InferInput("TEXT", [len(rows), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array(rows, dtype=np.object_).reshape(-1, 1))
+    return tensor
+
+
+def read_results(reply: triton.InferResult, texts: int, info: ModelInfo, call: Call) -> list[Result]:
+    """A result for each of the ``texts`` of one request.
+
+    :raises InvalidReply: when an output is missing, has another shape, or a score is no probability.
+    """
+    scores = _output(reply, "scores", (texts, len(info.labels)), "f", call)
+    truncated = _output(reply, "truncated", (texts, 1), "b", call)
+    if not ((scores >= 0) & (scores <= 1)).all():  # also false for NaN
+        bad = scores[~((scores >= 0) & (scores <= 1))][0]
+        raise call.error(
+            InvalidReply, f"{call.endpoint} gave the score {bad}, must lie in [0, 1]: the model on the server is broken"
+        )
+    results = []
+    for row, cut in zip(scores.tolist(), truncated[:, 0].tolist(), strict=True):
+        by_label = dict(zip(info.labels, row, strict=True))
+        flagged = tuple(label for label in info.labels if by_label[label] >= info.thresholds[label])
+        results.append(Result(by_label, flagged, cut, info.name, info.version, call.request_id or ""))
+    return results
+
+
+def _output(reply: triton.InferResult, name: str, shape: tuple[int, int], kind: str, call: Call) -> np.ndarray:
+    """One output tensor; ``kind`` is numpy's letter, ``f`` for floats and ``b`` for booleans."""
+    try:
+        tensor = reply.as_numpy(name)
+        found = "nothing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+        if tensor is not None and tensor.shape == shape and tensor.dtype.kind == kind:
+            return np.asarray(tensor)
+    except ValueError as error:  # the bytes do not fill the shape that is stated
+        found = str(error)
+    raise call.error(
+        InvalidReply,
+        f"{call.endpoint} gave {found} for the output {name!r}, must be {shape}: is {call.model!r} a model that "
+        "`python -m export` wrote?",
+    )
+
+
+def latest_version(metadata: Any, call: Call) -> str:
+    """The version that answers when none is asked for, from Triton's ``ModelMetadataResponse``."""
+    versions = [v for v in metadata.versions if v.isdecimal()]
+    if not versions:
+        raise call.error(
+            InvalidReply,
+            f"{call.endpoint} lists the versions {list(metadata.versions)} of {call.model!r}, must be whole numbers",
+        )
+    return str(max(versions, key=int))
+
+
+def read_info(config: Any, version: str, call: Call) -> ModelInfo:
+    """The labels, thresholds and limits in a Triton ``ModelConfig``.
+
+    :raises InvalidReply: when it lacks one of them.
+    """
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    try:
+        labels = tuple(map(str, json.loads(parameters["labels"])))
+        thresholds = {label: float(json.loads(parameters["thresholds"])[label]) for label in labels}
+        max_tokens = int(parameters["max_tokens"])
+        if not labels or config.max_batch_size < 1:
+            raise ValueError(f"{len(labels)} labels, max_batch_size {config.max_batch_size}, must be at least 1")
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise call.error(
+            InvalidReply,
+            f"the config of model {call.model!r} on {call.endpoint} is not one of Tritox's ({reason}): its parameters "
+            "must hold labels, thresholds and max_tokens, as `python -m export` writes them",
+        ) from None
+    return ModelInfo(
+        call.model, version, labels, thresholds, max_tokens, config.max_batch_size, parameters.get("precision", "")
+    )

@@ -1,0 +1,74 @@
+"""A run's outcome: as a table for people, as a JSON file for comparing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from loadtest.slo import Measured, Verdict
+
+
+def table(measured: Measured, verdicts: Sequence[Verdict]) -> str:
+    """One line for each objective: what it asks, what was measured, ``ok`` or ``MISSED``."""
+    lines = [f"{'objective':<20}{'target':>12}{'measured':>12}"]
+    for v in verdicts:
+        sign = ">=" if v.name.startswith("min_") else "<="
+        value = "-" if v.measured is None else f"{v.measured:.4g}"
+        lines.append(f"{v.name:<20}{f'{sign} {v.target:g}':>12}{value:>12}  {'ok' if v.met else 'MISSED'}")
+    lines.append(
+        f"{measured.requests} requests in {measured.duration_s:.1f} s, {measured.failures} failed; "
+        f"{measured.requests_per_s:.1f} requests/s, {measured.comments_per_s:.1f} comments/s"
+    )
+    lines += [f"{count} x {name}" for name, count in sorted(measured.errors.items())]
+    if not measured.requests:
+        lines.append("no request was made: run for longer, or with more users")
+    return "\n".join(lines)
+
+
+def result(measured: Measured, verdicts: Sequence[Verdict], met: bool, about: dict[str, Any]) -> dict[str, Any]:
+    """The content of a result file: ``about`` the run, where it ran, and the numbers."""
+    return {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.platform()},
+        **about,
+        "slo_met": met,
+        "slo": [asdict(v) for v in verdicts],
+        "measured": asdict(measured),
+    }
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write so that a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except FileNotFoundError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with ``-dirty`` when the work tree differs; ``None`` outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

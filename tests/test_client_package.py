@@ -1,0 +1,43 @@
+"""The client's public face: names, weight, import cost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import client
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_public_names() -> None:
+    assert client.__all__ == [
+        "InvalidInput",
+        "InvalidReply",
+        "ModelInfo",
+        "ModelNotFound",
+        "Result",
+        "ServerBusy",
+        "ServerUnavailable",
+        "Timeout",
+        "ToxicityClient",
+        "ToxicityError",
+    ]
+    for name in client.__all__:
+        assert getattr(client, name).__module__.split(".")[0] == "client"
+
+
+def test_the_client_never_loads_torch_or_transformers() -> None:
+    loaded = run("import sys, client.__main__, client.demo; client.ToxicityClient; print(*sys.modules)").split()
+    assert "tritonclient.grpc" in loaded
+    heavy = {"torch", "transformers", "onnx", "onnxruntime", "tokenizers", "train", "export", "serve", "locust"}
+    assert heavy.isdisjoint(loaded)
+
+
+def test_errors_and_results_need_no_grpc() -> None:
+    assert {"grpc", "numpy", "tritonclient"}.isdisjoint(run("import sys, client; print(*sys.modules)").split())
