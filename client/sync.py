@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from tritonclient.grpc import InferenceServerClient, InferenceServerException
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 from client import wire
 from client.errors import InvalidInput, ModelNotFound, ServerUnavailable, Timeout, ToxicityError
@@ -43,7 +45,10 @@ class ToxicityClient:
                 endpoint=self.url,
                 model=model,
             )
-        self._server = InferenceServerClient(self.url, channel_args=wire.CHANNEL_OPTIONS)
+        # Not tritonclient's InferenceServerClient: it closes its channel once more when it is deleted, which under
+        # gevent miscounts the open channels and can hang the process at exit (grpcio 1.85).
+        self._channel = grpc.insecure_channel(self.url, wire.CHANNEL_OPTIONS)
+        self._server = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._closed = False
         self._latest: ModelInfo | None = None
         self._infos: dict[str, ModelInfo] = {}  # by version: during a roll-out, replies of two versions may alternate
@@ -80,7 +85,7 @@ class ToxicityClient:
         reason = "no answer"
         while True:
             try:
-                if self._ask(call, self._server.is_model_ready, self.model, at_most_s=PROBE_S):
+                if self._ask(call, self._server.ModelReady, pb.ModelReadyRequest(name=self.model), PROBE_S).ready:
                     return
                 reason = "the server answers, the model is not loaded"
             except Timeout:
@@ -94,8 +99,9 @@ class ToxicityClient:
             time.sleep(0.1)
 
     def close(self) -> None:
-        self._closed = True
-        self._server.close()
+        if not self._closed:
+            self._closed = True
+            self._channel.close()
 
     def __enter__(self) -> ToxicityClient:
         return self
@@ -116,28 +122,28 @@ class ToxicityClient:
         """Send at most ``max_batch_size`` texts and read the reply."""
         call.request_id = uuid.uuid4().hex
         try:
-            reply = self._ask(call, self._server.infer, self.model, [wire.text_input(rows)], request_id=call.request_id)
+            response = self._ask(call, self._server.ModelInfer, wire.infer_request(rows, call))
         except InvalidInput:
             self._latest = None  # max_batch_size may have changed: the next call reads it again
             raise
-        version = reply.get_response().model_version
+        version = response.model_version
         info = self._infos.get(version) or self._read_info(call, version)
-        return wire.read_results(reply, len(rows), info, call)
+        return wire.read_results(response, len(rows), info, call)
 
     def _read_info(self, call: wire.Call, version: str | None = None) -> ModelInfo:
         """Ask for the config of ``version``, by default the latest, so that thresholds never lag behind the model."""
         if version is None:
-            metadata = self._ask(call, self._server.get_model_metadata, self.model)
+            metadata = self._ask(call, self._server.ModelMetadata, pb.ModelMetadataRequest(name=self.model))
             version = wire.latest_version(metadata, call)
-        reply = self._ask(call, self._server.get_model_config, self.model, version)
-        info = self._latest = self._infos[version] = wire.read_info(reply.config, version, call)
+        response = self._ask(call, self._server.ModelConfig, pb.ModelConfigRequest(name=self.model, version=version))
+        info = self._latest = self._infos[version] = wire.read_info(response.config, version, call)
         return info
 
-    def _ask(self, call: wire.Call, rpc: Callable[..., Any], *args: Any, at_most_s: float = math.inf, **kw: Any) -> Any:
+    def _ask(self, call: wire.Call, rpc: Callable[..., Any], request: Any, at_most_s: float = math.inf) -> Any:
         """One remote call, with what is left of the user's time as its deadline."""
         if self._closed:
             raise call.error(ToxicityError, "the client is closed: make a new one")
         try:
-            return rpc(*args, client_timeout=min(call.left_s(), at_most_s), **kw)
-        except InferenceServerException as error:
-            raise call.failed(error.status(), error.message()) from error
+            return rpc(request, timeout=min(call.left_s(), at_most_s))
+        except grpc.RpcError as error:
+            raise call.failed(error.code().name, error.details()) from error

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from tritonclient import grpc as triton
+from tritonclient.grpc import service_pb2 as pb
 
 from client.errors import (
     InvalidInput,
@@ -77,9 +78,8 @@ class Call:
             f"{self.endpoint} did not answer within {self.limit_s:g} s: give the call a longer timeout, or fewer texts",
         )
 
-    def failed(self, status: str | None, detail: str | None) -> ToxicityError:
-        """The error for a gRPC status such as ``StatusCode.UNAVAILABLE`` and the text that came with it."""
-        code = (status or "no status").removeprefix("StatusCode.")
+    def failed(self, code: str, detail: str | None) -> ToxicityError:
+        """The error for a gRPC status such as ``UNAVAILABLE`` and the text that came with it."""
         detail = " ".join((detail or "").split())  # a traceback of a Python backend has many lines
         where = f"model {self.model!r} on {self.endpoint}"
         if code == "DEADLINE_EXCEEDED":
@@ -126,18 +126,21 @@ def encode(texts: Iterable[str], call: Call) -> list[bytes]:
     return rows
 
 
-def text_input(rows: list[bytes]) -> triton.InferInput:
-    """The tensor ``TEXT``. *Shape:* ``(texts, 1)``."""
-    tensor = triton.InferInput("TEXT", [len(rows), 1], "BYTES")
-    tensor.set_data_from_numpy(np.array(rows, dtype=np.object_).reshape(-1, 1))
-    return tensor
+def infer_request(rows: list[bytes], call: Call) -> pb.ModelInferRequest:
+    """A request with the one input ``TEXT``. *Shape:* ``(texts, 1)``."""
+    tensor = pb.ModelInferRequest.InferInputTensor(name="TEXT", datatype="BYTES", shape=[len(rows), 1])
+    content = b"".join(len(row).to_bytes(4, "little") + row for row in rows)
+    return pb.ModelInferRequest(
+        model_name=call.model, id=call.request_id, inputs=[tensor], raw_input_contents=[content]
+    )
 
 
-def read_results(reply: triton.InferResult, texts: int, info: ModelInfo, call: Call) -> list[Result]:
+def read_results(response: pb.ModelInferResponse, texts: int, info: ModelInfo, call: Call) -> list[Result]:
     """A result for each of the ``texts`` of one request.
 
     :raises InvalidReply: when an output is missing, has another shape, or a score is no probability.
     """
+    reply = triton.InferResult(response)
     scores = _output(reply, "scores", (texts, len(info.labels)), "f", call)
     truncated = _output(reply, "truncated", (texts, 1), "b", call)
     if not ((scores >= 0) & (scores <= 1)).all():  # also false for NaN

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import random
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from tokenizers import Tokenizer
 
 from export import graph, parity, triton
 from export.repository import new_version, write_text
-from train.artifact import Layout
+from train.artifact import Layout, machine
 from train.model import ToxicityClassifier, load
 
 
@@ -142,15 +141,6 @@ def publish(
         shutil.copyfile(triton.TOKENIZER_TEMPLATE, staging / tokenizer_name / str(number) / "model.py")
         write_text(staging / ensemble / str(number) / "export.json", json.dumps(report, indent=2) + "\n")
     return number
-
-
-def machine() -> str:
-    """The processor that the comparison ran on: integer kernels differ between processors."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def settings_of(export_json: Path) -> triton.ServingSettings:

@@ -1,18 +1,19 @@
 """The comments to send: from a file, or made up from a seed.
 
-Made-up comments follow the Jigsaw training comments in what costs a server: their length in words is log-normal with
-median 33 and mean 58, so a few are long enough to be cut; word frequencies fall as in any language (Zipf); and one
+Made-up comments are near the Jigsaw training comments in what costs a server: their length in words is log-normal with
+median 33 and mean 58, so some are long enough to be cut; word frequencies fall as in any language (Zipf); and one
 comment in ten repeats an earlier one, as greetings and spam do. They are not for judging quality.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import math
 import random
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 COLUMNS = ("comment_text", "text")
 MEDIAN_WORDS, MEAN_WORDS, MAX_WORDS = 33, 58, 1000
@@ -48,17 +49,18 @@ def generate(count: int = 5000, seed: int = 0) -> list[str]:
 
 
 def read(path: Path) -> list[str]:
-    """The comments in a CSV file's column ``comment_text`` or ``text``, or the lines of any other file.
+    """The comments in a CSV file's column ``comment_text`` or ``text``, or the lines of any other file; also ``.gz``.
 
     :raises InvalidCorpus: when there are none.
     """
+    is_csv = path.name.removesuffix(".gz").endswith(".csv")
+    opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            comments = _column(file, path) if path.suffix == ".csv" else file.read().splitlines()
-    except OSError as error:
-        raise InvalidCorpus(f"{path} cannot be read ({error.strerror}): give a text or CSV file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InvalidCorpus(f"{path} cannot be read as UTF-8 {path.suffix[1:] or 'text'}: {error}") from None
+        with opener(path, "rt", encoding="utf-8", newline="") as file:
+            comments = _column(file, path) if is_csv else [line.rstrip("\r\n") for line in file]
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:  # EOFError: a .gz that was cut short
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidCorpus(f"{path} cannot be read ({reason}): give a text or CSV file in UTF-8") from None
     comments = [comment for comment in comments if comment]
     if not comments:
         raise InvalidCorpus(f"{path} holds no comments: give a file with one on each line, or a CSV")

@@ -11,11 +11,13 @@ finds out how much a server can do, not how long people wait at a given rate.
 The process exits with 0 when all objectives are met, 1 when one is missed, 2 when the test could not run.
 """
 
-# mypy: disable-error-code="untyped-decorator"  (locust has no types)
+# locust has no types
+# mypy: disable-error-code="untyped-decorator"
 from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import shlex
 import sys
 import time
@@ -39,11 +41,15 @@ from loadtest.slo import DEFAULT_PATH, Sample, Slo, judge, measure, read_slo
 
 init_gevent()
 
+TIMEOUT_S = 10.0
+logger = logging.getLogger(__name__)
+
 comments: Iterator[str]
 slo: Slo
 model: ModelInfo
 samples: list[Sample] = []
 """One for each request of the run. Locust's own statistics round what is above 100 ms to two digits."""
+outcome = ""
 
 
 class Commenter(User):
@@ -52,7 +58,7 @@ class Commenter(User):
     wait_time = constant(0)
 
     def on_start(self) -> None:
-        self.client = ToxicityClient(self.host)
+        self.client = ToxicityClient(self.host, timeout=TIMEOUT_S)
         self.batch = self.environment.parsed_options.batch
 
     def on_stop(self) -> None:
@@ -68,13 +74,16 @@ class Commenter(User):
         except ToxicityError as raised:
             error = raised
         duration = time.perf_counter() - start
-        samples.append(Sample(start, duration, len(texts), type(error).__name__ if error else None))
+        kind = type(error).__name__ if error else None
+        if kind and all(s.error != kind for s in samples):
+            logger.warning("the first %s: %s", kind, error)
+        samples.append(Sample(start, duration, len(texts), kind))
         self.environment.events.request.fire(
             request_type="gRPC",
             name=f"classify {self.batch}",
             response_time=duration * 1000,
             response_length=0,
-            exception=error,
+            exception=kind,  # not the error: its message holds the request id, so that Locust would count each as new
             context={},
         )
 
@@ -94,6 +103,9 @@ def prepare(environment: Any, runner: Any, **_: Any) -> None:
     """Read what the options name and meet the server, before any user starts."""
     global comments, slo, model
     options = environment.parsed_options
+    # At the end, requests under way may finish. To drop them would drop the slowest from the samples, and gRPC under
+    # gevent can hang at exit when a greenlet was killed inside a call.
+    environment.stop_timeout = max(environment.stop_timeout, TIMEOUT_S + 5)
     try:
         if not isinstance(runner, LocalRunner):
             raise ValueError("samples are kept in one process: run without --processes, --master and --worker")
@@ -102,10 +114,12 @@ def prepare(environment: Any, runner: Any, **_: Any) -> None:
         slo = read_slo(options.slo)
         texts = corpus.read(options.corpus) if options.corpus else corpus.generate(seed=options.corpus_seed)
         comments = itertools.cycle(texts)
+        if options.result:
+            options.result.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the run
         with ToxicityClient(environment.host) as client:
             environment.host = client.url  # without --host, locust would stop
             model = client.info()
-    except (ValueError, ToxicityError) as error:
+    except (ValueError, OSError, ToxicityError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
 
@@ -117,12 +131,15 @@ def forget(**_: Any) -> None:
 
 @events.quitting.add_listener
 def verdict(environment: Any, **_: Any) -> None:
-    """Judge the run, say so, write it down, and set the exit code."""
+    """Judge the run, write it down, and set the exit code."""
+    global outcome
     options = environment.parsed_options
     measured = measure(samples)
     verdicts = judge(slo, measured)
-    met = bool(samples) and all(v.met for v in verdicts) and not environment.runner.exceptions
-    sys.stdout.write(f"\n{report.table(measured, verdicts)}\n\n")
+    outcome = report.table(measured, verdicts)
+    if crashed := bool(environment.runner.exceptions):
+        outcome += "\nthe load test itself failed, so this run does not count: see the traceback above"
+    met = bool(samples) and all(v.met for v in verdicts) and not crashed
     if options.result:
         about = {
             "command": shlex.join(["locust", *sys.argv[1:]]),
@@ -134,3 +151,10 @@ def verdict(environment: Any, **_: Any) -> None:
         }
         report.write_json(options.result, report.result(measured, verdicts, met, about))
     environment.process_exit_code = 0 if met else 1
+
+
+@events.quit.add_listener
+def say(**_: Any) -> None:
+    """The verdict comes last, below Locust's own tables."""
+    sys.stderr.flush()
+    sys.stdout.write(f"\n{outcome}\n")

@@ -228,7 +228,8 @@ class TritonServer:
             preexec_fn=_die_with_parent,
         )
         assert self._process.stderr is not None
-        threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True)
+        self._reader.start()
 
     def _read_log(self, log: IO[bytes]) -> None:
         shown = {"error": "E", "warning": "EW"}.get(self.log_level, "EWI")
@@ -245,7 +246,7 @@ class TritonServer:
         deadline = time.monotonic() + self.ready_timeout_s
         while not self.is_ready():
             if not self.is_running():
-                time.sleep(0.2)  # the last lines of the log
+                self._reader.join(timeout=2)  # the last lines of the log
                 raise ServeError(f"Triton could not start on {self.repository}: {self._cause()}")
             if time.monotonic() > deadline:
                 raise ServeError(f"Triton was not ready after {self.ready_timeout_s:.0f} s: {self._cause()}")
@@ -282,6 +283,9 @@ class TritonServer:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # stubs that outlived it
             self._process.wait()
+            self._reader.join()  # ends with the last process that could write to the log
+            if self._process.stderr is not None:
+                self._process.stderr.close()
             self._process = None
         self._clean_up.close()
 

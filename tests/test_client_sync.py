@@ -287,10 +287,10 @@ def test_one_deadline_covers_all_requests_of_a_call(stub: Stub, client: Toxicity
     start = time.monotonic()
     with pytest.raises(Timeout, match="did not answer within 0.8 s") as caught:
         client.classify(["0.5"] * 10, timeout=0.8)
-    assert 0.7 < time.monotonic() - start < 1.5
-    assert caught.value.waited_s == pytest.approx(0.8, abs=0.3)
-    assert len(left) == 3  # the server was told of what is left each time
-    assert left[0] == pytest.approx(0.8, abs=0.2) and left[1] < left[0] - 0.2 and left[2] < left[1] - 0.2
+    assert 0.7 < caught.value.waited_s <= time.monotonic() - start < 2
+    # the server was told what is left each time
+    assert 2 <= len(left) <= 3 and left[0] < 0.85
+    assert all(later < earlier - 0.25 for earlier, later in zip(left, left[1:], strict=False))
 
 
 def _drop(name: str) -> Callable[[Any], None]:
@@ -411,12 +411,14 @@ def test_errors_and_results_survive_a_process_boundary(client: ToxicityClient) -
 
 @pytest.mark.triton
 def test_a_real_server_keeps_the_order_of_a_long_list(server: Any) -> None:
-    texts = ["You are a stupid idiot" if i % 7 == 0 else f"The train leaves at {i} o'clock" for i in range(150)]
+    # which texts were cut says where each one went, whatever the model makes of them
+    texts = [f"The train leaves at {i} o'clock" + " and then it stops" * (i % 7 == 0) * 100 for i in range(150)]
     with ToxicityClient(server.grpc_url, timeout=60) as client:
+        assert client.info().max_batch_size < len(texts)
         results = client.classify(texts)
-        assert [i for i, r in enumerate(results) if "toxic" in r.flagged] == list(range(0, 150, 7))
+        assert [i for i, r in enumerate(results) if r.truncated] == list(range(0, 150, 7))
         alone = client.classify([texts[77]])[0]
-    assert alone.scores == pytest.approx(results[77].scores, abs=0.05)
+    assert alone.scores == pytest.approx(results[77].scores, abs=0.05)  # dynamic INT8 sees its neighbours
 
 
 @pytest.mark.triton

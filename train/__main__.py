@@ -1,4 +1,4 @@
-"""``python -m train fit``: the command line of training."""
+"""``python -m train fit|eval``: the command line of training."""
 
 from __future__ import annotations
 
@@ -23,12 +23,24 @@ def main(argv: list[str] | None = None) -> int:
     fit.add_argument("--out", type=Path, required=True, help="artifact folder to write, e.g. artifacts/minilm")
     fit.add_argument("--epochs", type=float, help="instead of the recipe's")
     fit.add_argument("--seed", type=int, help="instead of the recipe's")
+    evaluation = commands.add_parser(
+        "eval",
+        help="metrics on an artifact's validation comments, of its own scores or of a running server's",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    evaluation.add_argument("--artifact", type=Path, required=True, help="folder that `fit` wrote")
+    evaluation.add_argument(
+        "--scores", type=Path, help="what `python -m client --jsonl ARTIFACT/validation.jsonl` printed"
+    )
+    evaluation.add_argument("--out", type=Path, help="JSON file to write the metrics to")
+    evaluation.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     arguments = parser.parse_args(argv)
 
     try:
         from train.artifact import InvalidArtifact
         from train.config import InvalidConfig, read_recipe
         from train.data import InvalidData
+        from train.evaluate import InvalidScores, evaluate_artifact, markdown
         from train.fit import fit as run
         from train.fit import with_limits
         from train.model import EncoderNotFound
@@ -36,22 +48,25 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"training needs the package {error.name}: pip install -e '.[train]' -c constraints.txt\n")
         return 2
     try:
+        if arguments.command == "eval":
+            result = evaluate_artifact(arguments.artifact, arguments.scores, arguments.out)
+            print(markdown(result) if arguments.markdown else report(result["validation"]))
+            return 0
         recipe = with_limits(read_recipe(arguments.config), arguments.epochs, arguments.seed)
         info = run(recipe, arguments.data, arguments.out)
-    except (InvalidArtifact, InvalidConfig, InvalidData, EncoderNotFound) as error:
+    except (InvalidArtifact, InvalidConfig, InvalidData, InvalidScores, EncoderNotFound) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped; {arguments.out} was not touched\n")
         return 130
-    print(report(info))
+    print(report(info["metrics"]["validation"]))
     print(f"wrote {arguments.out}")
     return 0
 
 
-def report(info: dict[str, Any]) -> str:
-    """The validation metrics as a table."""
-    metrics = info["metrics"]["validation"]
+def report(metrics: dict[str, Any]) -> str:
+    """Metrics as a table."""
     lines = [f"{'label':<14}{'positives':>10}{'ROC-AUC':>9}{'PR-AUC':>9}{'F1':>8}{'threshold':>11}"]
     for name, m in metrics["labels"].items():
         lines.append(

