@@ -79,6 +79,26 @@ def test_a_line_that_is_no_utf8_is_named_and_the_others_are_scored(stub: Stub) -
     assert done.stderr.count("\n") == 1
 
 
+def test_json_lines_keep_their_other_keys_and_bad_ones_are_named(stub: Stub) -> None:  # noqa: F811
+    lines = [
+        '{"id": 7, "text": "0.5\\nä", "scores": 1}',
+        "no json",
+        '{"id": 8}',
+        '{"text": "\\ud800"}',
+        '{"text": "0.25"}',
+    ]
+    done = run("client", "--jsonl", "-", "--url", stub.grpc_url, stdin="\n".join(lines).encode())
+    assert done.returncode == 1
+    first, last = rows(done)
+    assert (first["id"], first["text"], list(first["scores"])) == (7, "0.5\nä", LABELS)
+    assert last["text"] == "0.25"
+    said = done.stderr.splitlines()
+    assert len(said) == 3
+    assert "line 2 was not scored, it is not JSON" in said[0]
+    assert 'line 3 was not scored, it must be a JSON object with a "text"' in said[1]
+    assert "line 4 was not scored, its text holds a lone surrogate" in said[2]
+
+
 def test_many_lines_are_sent_in_batches(stub: Stub) -> None:  # noqa: F811
     texts = [f"{i / 1000:.3f}" for i in range(500)]
     done = run("client", "-", "--url", stub.grpc_url, stdin="\n".join(texts).encode())

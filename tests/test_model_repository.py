@@ -25,7 +25,9 @@ def test_the_tokenizer_model_is_the_exporters() -> None:
 
 def test_there_is_nothing_but_what_triton_reads() -> None:
     assert {f.name for f in REPOSITORY.iterdir()} == set(model_names("toxicity"))
-    files = {str(f.relative_to(REPOSITORY)) for f in REPOSITORY.rglob("*") if f.is_file() and "__pycache__" not in f.parts}
+    files = {
+        str(f.relative_to(REPOSITORY)) for f in REPOSITORY.rglob("*") if f.is_file() and "__pycache__" not in f.parts
+    }
     assert files == {
         "toxicity/config.pbtxt",
         f"toxicity/{LATEST}/export.json",

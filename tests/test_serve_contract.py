@@ -14,8 +14,8 @@ from serve.server import TritonServer
 
 pytestmark = pytest.mark.triton
 
-NEIGHBOUR_TOLERANCE = 0.05
-"""INT8 takes the range of activations over a whole batch, so a score moves a little with its neighbours."""
+NEIGHBOUR_TOLERANCE = 0.1
+"""INT8 takes the range of activations over a whole batch, so a score moves a little with its neighbours (README)."""
 
 LONG = "This article was merged after a long discussion on its talk page, see the archive. " * 40
 

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     evaluation.add_argument("--artifact", type=Path, required=True, help="folder that `fit` wrote")
     evaluation.add_argument(
-        "--scores", type=Path, help="what `python -m client --jsonl ARTIFACT/validation.jsonl` printed"
+        "--scores", type=Path, help="what `python -m client --jsonl - < ARTIFACT/validation.jsonl` printed"
     )
     evaluation.add_argument("--out", type=Path, help="JSON file to write the metrics to")
     evaluation.add_argument("--markdown", action="store_true", help="print the table as Markdown")

@@ -20,7 +20,7 @@ def evaluate_artifact(folder: Path, scores: Path | None = None, out: Path | None
     """The metrics of the artifact's own scores, or of those in the file ``scores``, at the artifact's thresholds.
 
     :param scores: JSON lines with ``text`` and ``scores`` (label to probability), one for each validation comment in
-        their order, such as ``python -m client --jsonl`` writes.
+        their order, as ``python -m client --jsonl - < validation.jsonl`` prints.
     :param out: a JSON file to write the result to.
     :raises InvalidArtifact, InvalidScores: when a file is missing or does not fit.
     """
@@ -53,7 +53,9 @@ def read_scores(path: Path, texts: list[str], labels: Labels) -> tuple[np.ndarra
         found = [row["text"] for row in rows]
         values = np.array([[row["scores"][label] for label in labels.labels] for row in rows], np.float64)
     except FileNotFoundError:
-        raise InvalidScores(f"no scores at {path}: write them with `python -m client --jsonl`") from None
+        raise InvalidScores(
+            f"no scores at {path}: write them with `python -m client --jsonl - < validation.jsonl`"
+        ) from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InvalidScores(f"{path} must hold JSON lines with text and scores for each label: {error}") from None
     if found != texts:
