@@ -81,7 +81,7 @@ def test_a_line_that_is_no_utf8_is_named_and_the_others_are_scored(stub: Stub) -
 
 def test_json_lines_keep_their_other_keys_and_bad_ones_are_named(stub: Stub) -> None:  # noqa: F811
     lines = [
-        '{"id": 7, "text": "0.5\\nä", "scores": 1}',
+        '{"id": 7, "text": "line\\nä", "scores": 1}',
         "no json",
         '{"id": 8}',
         '{"text": "\\ud800"}',
@@ -90,7 +90,7 @@ def test_json_lines_keep_their_other_keys_and_bad_ones_are_named(stub: Stub) -> 
     done = run("client", "--jsonl", "-", "--url", stub.grpc_url, stdin="\n".join(lines).encode())
     assert done.returncode == 1
     first, last = rows(done)
-    assert (first["id"], first["text"], list(first["scores"])) == (7, "0.5\nä", LABELS)
+    assert (first["id"], first["text"], list(first["scores"])) == (7, "line\nä", LABELS)
     assert last["text"] == "0.25"
     said = done.stderr.splitlines()
     assert len(said) == 3
