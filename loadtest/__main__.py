@@ -65,14 +65,14 @@ def _duration(text: str) -> str:
 
 def locust_options(arguments: argparse.Namespace) -> list[str]:
     options = {
-        "--locustfile": LOCUSTFILE,
+        "--locustfile": os.path.relpath(LOCUSTFILE),  # relative, as the command is written into the result
         "--users": arguments.users,
         "--spawn-rate": arguments.spawn_rate,
         "--run-time": arguments.duration,
         "--loglevel": "WARNING",
         "--batch": arguments.batch,
         "--corpus-seed": arguments.seed,
-        "--slo": arguments.slo,
+        "--slo": os.path.relpath(arguments.slo),
         "--host": arguments.url,
         "--corpus": arguments.corpus,
         "--result": arguments.json,

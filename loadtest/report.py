@@ -37,7 +37,7 @@ def result(measured: Measured, verdicts: Sequence[Verdict], met: bool, about: di
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": git_commit(),
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.platform()},
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
         **about,
         "slo_met": met,
         "slo": [asdict(v) for v in verdicts],
