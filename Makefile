@@ -26,6 +26,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/Dockerfile
 
+e2e: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_pipeline.py
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m serve $(FREE) -- $(BIN)/python -m loadtest run --json results/bench.json
 

@@ -1,0 +1,59 @@
+"""What README says is what the files say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from loadtest.report import table
+from loadtest.slo import Measured, Verdict
+from train.evaluate import markdown
+
+README = (ROOT / "README.md").read_text()
+
+
+def block(name: str) -> str:
+    match = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README, re.DOTALL)
+    assert match, name
+    return match[1].strip()
+
+
+def test_the_quality_table_is_the_measured_one_and_reaches_its_goal() -> None:
+    result = json.loads((ROOT / "train/results/starter.json").read_text())
+    assert block("quality") == markdown(result)
+    assert result["model"]["scored_by"] == "a running server"
+    assert result["validation"]["comments"] == 9784
+    assert result["validation"]["mean_roc_auc"] >= 0.980
+
+
+def test_the_load_test_is_the_measured_one() -> None:
+    result = json.loads((ROOT / "loadtest/results/starter.json").read_text())
+    lines = table(Measured(**result["measured"]), [Verdict(**v) for v in result["slo"]])
+    assert block("load") == f"```\n{lines}\n```"
+
+
+def test_numbers_of_the_export_are_the_published_versions() -> None:
+    parity = json.loads((ROOT / "model_repository/toxicity/1/export.json").read_text())["parity"]["int8"]
+    assert f"largest difference {parity['max_difference']:.5f}" in README
+    assert f"decisions changed {parity['flip_rate']:.3%}" in README
+    assert f"INT8 changed {parity['flip_rate']:.2%} of the decisions" in README
+
+
+def test_every_linked_file_exists() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "module", ["train", "train fit", "train eval", "export.onnx", "serve", "client", "loadtest run"]
+)
+def test_every_command_shown_has_help(module: str) -> None:
+    assert f"python -m {module.split()[0]}" in README
+    command = [sys.executable, "-m", *module.split(), "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "usage: python -m" in result.stdout
