@@ -70,18 +70,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(command: list[str], url: str) -> int:
-    """Run ``command`` with the server's address in TRITOX_URL; its exit code, and 127 when it cannot be started."""
+    """Run ``command`` with the server's address in TRITOX_URL; its exit code, or 127 when it cannot be started."""
     try:
         process = subprocess.Popen(command, env={**os.environ, "TRITOX_URL": url})
     except OSError as error:
         sys.stderr.write(f"error: cannot run {command[0]}: {error.strerror}\n")
         return 127
     try:
-        return process.wait()
-    except Stopped:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise
+        code = process.wait()
+    except Stopped as stopped:
+        if stopped.number != signal.SIGINT:
+            process.send_signal(stopped.number)
+        try:  # Ctrl-C reached the command too, and it may end in its own way
+            code = process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise stopped from None
+    return code if code >= 0 else 128 - code  # as a shell reports a command that a signal ended
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

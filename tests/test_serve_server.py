@@ -102,6 +102,24 @@ def test_a_command_gets_the_address_and_its_exit_code_is_passed_on() -> None:
 
 
 @pytest.mark.triton
+def test_ctrl_c_lets_a_command_end_in_its_own_way() -> None:
+    code = "import sys, time\nprint('on', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: sys.exit(5)"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve", *FREE, "--", sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "on\n"
+    children = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to serve and to the command
+    process.communicate(timeout=30)
+    assert process.returncode == 5
+    assert not [pid for pid in children if running(pid)]
+
+
+@pytest.mark.triton
 def test_two_servers_side_by_side(server: TritonServer) -> None:
     with TritonServer(REPOSITORY, grpc_port=0, http_port=0, metrics_port=0) as other:
         assert not set(other.ports.values()) & set(server.ports.values())
