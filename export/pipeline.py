@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from export import graph, parity, triton
 from export.repository import new_version, write_text
-from train.artifact import Layout, machine
+from train.artifact import Layout, git_commit, machine
 from train.model import ToxicityClassifier, load
 
 
@@ -67,8 +67,9 @@ def export(arguments: Namespace) -> None:
             "fused_operators": operators,
             "parity": differences,
             "machine": machine(),
+            "git_commit": git_commit(),
             "versions": {p: package_version(p) for p in ("torch", "transformers", "optimum-onnx", "onnxruntime")},
-            "training": {k: info.get(k) for k in ("metrics", "data", "seed", "git_commit", "versions")},
+            "training": {k: info.get(k) for k in ("metrics", "data", "seed", "seconds", "git_commit", "versions")},
         }
         number = publish(arguments.repository, settings, published, layout.tokenizer_json, report)
         size_mb = published.stat().st_size / 1e6
