@@ -24,6 +24,8 @@ from train.model import ToxicityClassifier, load
 
 def export(arguments: Namespace) -> None:
     """Build the graphs, compare them, and publish; the repository stays as it was whenever this raises."""
+    if arguments.comments < 1:
+        raise triton.InvalidSettings(f"--comments is {arguments.comments}, must be at least 1")
     layout = Layout(arguments.artifact)
     model, tokenizer, labels = load(arguments.artifact)
     info = layout.read_training_info()

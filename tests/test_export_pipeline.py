@@ -148,6 +148,8 @@ def test_wrong_calls_are_one_line(artifact: Path, tmp_path: Path, capsys: pytest
     assert "the model's name is 'a b'" in capsys.readouterr().err
     assert export(artifact, tmp_path / "r", "--quantize", "none", "--instances", "0") == 2
     assert "instances is 0, must be at least 1" in capsys.readouterr().err
+    assert export(artifact, tmp_path / "r", "--quantize", "none", "--comments", "0") == 2
+    assert "--comments is 0, must be at least 1" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert export(artifact, tmp_path / "file", "--quantize", "none") == 2
     assert "is a file" in capsys.readouterr().err

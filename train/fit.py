@@ -18,8 +18,18 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from train import data, metrics
-from train.artifact import LABELS, ClassifierConfig, Labels, Layout, git_commit, machine, new_folder, write_json
-from train.config import EncoderConfig, Recipe, TrainConfig
+from train.artifact import (
+    LABELS,
+    ClassifierConfig,
+    Labels,
+    Layout,
+    check_writable,
+    git_commit,
+    machine,
+    new_folder,
+    write_json,
+)
+from train.config import EncoderConfig, InvalidConfig, Recipe, TrainConfig
 from train.model import ToxicityClassifier, load_encoder, pad, predict_logits, pretrained_folder, save, sigmoid
 
 
@@ -27,8 +37,9 @@ def fit(recipe: Recipe, data_path: Path, out: Path) -> dict[str, Any]:
     """Train by ``recipe`` on ``data_path`` and write the artifact folder ``out``, whole or not at all.
 
     :returns: the content of ``training_info.json``.
-    :raises InvalidData, EncoderNotFound: before any training, with the reason.
+    :raises InvalidData, InvalidConfig, InvalidArtifact, EncoderNotFound: before any training, with the reason.
     """
+    check_writable(out)  # now, not after hours
     started, commit = time.monotonic(), git_commit()
     transformers.set_seed(recipe.train.seed)
     splits = data.split(data.read_table(data_path), recipe.data, recipe.train.seed)
@@ -87,6 +98,9 @@ def build(config: EncoderConfig, texts: list[str]) -> tuple[ToxicityClassifier, 
     """The untrained classifier and its tokenizer; an encoder from scratch learns its vocabulary from ``texts``."""
     if config.pretrained is not None:
         encoder, encoder_values = load_encoder(config.pretrained)
+        limit = getattr(encoder.config, "max_position_embeddings", config.max_tokens)
+        if config.max_tokens > limit:
+            raise InvalidConfig(f"encoder.max_tokens is {config.max_tokens}, {config.pretrained} reads at most {limit}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained_folder(config.pretrained))
     else:
         tokenizer = learn_tokenizer(texts, config.max_vocab)
@@ -209,7 +223,7 @@ def say(message: str) -> None:
     sys.stderr.write(message + "\n")
 
 
-def with_limits(recipe: Recipe, epochs: float | None, seed: int | None) -> Recipe:
+def overridden(recipe: Recipe, epochs: float | None, seed: int | None) -> Recipe:
     """The recipe with what the command line overrides."""
     changes = {k: v for k, v in (("epochs", epochs), ("seed", seed)) if v is not None}
     return replace(recipe, train=replace(recipe.train, **changes))  # type: ignore[arg-type]
