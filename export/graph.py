@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from train.model import ToxicityClassifier
 
 OPSET = 17
-PRECISIONS = ("none", "fp16", "int8")
 
 
 class FusionFailed(RuntimeError):
@@ -121,10 +120,9 @@ def halve(source: Path, target: Path) -> None:
     onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
 
 
-def session(path: Path, threads: int = 0) -> InferenceSession:
-    """A CPU session; 0 threads means one per core."""
+def session(path: Path) -> InferenceSession:
+    """A CPU session with a thread for each core."""
     options = SessionOptions()
-    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

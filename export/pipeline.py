@@ -17,8 +17,8 @@ import torch
 from tokenizers import Tokenizer
 
 from export import graph, parity, triton
-from export.repository import new_version, write_text
-from train.artifact import Layout, git_commit, machine
+from export.repository import new_version
+from train.artifact import Layout, git_commit, machine, write_json
 from train.model import ToxicityClassifier, load
 
 
@@ -138,11 +138,11 @@ def publish(
     # the ensemble last: until its version is there, nobody asks for the others
     with new_version(repository, (encoder, tokenizer_name, ensemble)) as (number, staging):
         for name, text in triton.render(settings).items():
-            write_text(staging / name / "config.pbtxt", text)
+            (staging / name / "config.pbtxt").write_text(text, encoding="utf-8")
         shutil.copyfile(model, staging / encoder / str(number) / "model.onnx")
         shutil.copyfile(tokenizer, staging / tokenizer_name / str(number) / "tokenizer.json")
         shutil.copyfile(triton.TOKENIZER_TEMPLATE, staging / tokenizer_name / str(number) / "model.py")
-        write_text(staging / ensemble / str(number) / "export.json", json.dumps(report, indent=2) + "\n")
+        write_json(staging / ensemble / str(number) / "export.json", report)
     return number
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -47,10 +46,3 @@ def new_version(repository: Path, names: tuple[str, ...]) -> Iterator[tuple[int,
             (staging / name / "config.pbtxt").replace(repository / name / "config.pbtxt")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or leave the old one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

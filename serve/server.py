@@ -19,7 +19,6 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -127,13 +126,11 @@ class TritonServer:
         metrics_port: int = 8002,
         log_level: str = "warning",
         ready_timeout_s: float = 120.0,
-        extra_arguments: Iterable[str] = (),
     ) -> None:
         self.repository = repository
         self.host = host
         self.log_level = log_level
         self.ready_timeout_s = ready_timeout_s
-        self.extra_arguments = tuple(extra_arguments)
         self._wanted_ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         self.ports: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -151,12 +148,6 @@ class TritonServer:
     @property
     def metrics_url(self) -> str:
         return f"http://{self._connect_host}:{self.ports['metrics']}/metrics"
-
-    @property
-    def pid(self) -> int:
-        if self._process is None:
-            raise ServeError("the server is not running: call start() first")
-        return self._process.pid
 
     @property
     def _connect_host(self) -> str:
@@ -204,7 +195,6 @@ class TritonServer:
             f"--backend-config=python,shm-region-prefix-name={shared_memory}",
             "--log-info=true",  # read by us for the cause of a failure, passed on by --log-level
             f"--log-verbose={1 if self.log_level == 'verbose' else 0}",
-            *self.extra_arguments,
         ]
         if not installation.has_onnxruntime:
             assemble_backends(installation, scratch)

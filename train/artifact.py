@@ -203,7 +203,10 @@ def git_commit() -> str | None:
     """The commit of this code, with ``-dirty`` when the work tree differs; ``None`` outside a checkout."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git on this machine: hours of training must not end on that
+        return None
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
