@@ -3,12 +3,17 @@
 ::
 
     artifacts/<name>/
-        model.safetensors     encoder and head, FP32
-        config.json           problem type, pooling, token limit, the encoder's transformers config
-        tokenizer/            tokenizer.json and its transformers config
+        config.json           kind, problem type, and what it takes to build the model without its weights
+        model.safetensors     transformer: encoder and head, FP32
+        tokenizer/            transformer: tokenizer.json and its transformers config
+        model.joblib          linear: features and models, scikit-learn
+        normalizer.py         where the text normalizer is on: the code that ran in training
+        calibration.json      where scores are calibrated by isotonic regression: its steps
         labels.json           labels in order, and the decision threshold of each
         training_info.json    metrics, data hash, seed, versions, git commit, the recipe
+        MODEL_VERSION.json    MAJOR.MINOR.PATCH of the model, and what changed
         validation.jsonl      the validation comments with labels and scores: what an export is compared on
+        tuning.jsonl          the same of the comments that calibration and thresholds come from
 
 Nothing here needs torch, so that ``export`` can look before it loads.
 """
@@ -32,7 +37,9 @@ LABELS: tuple[str, ...] = ("toxic", "severe_toxic", "obscene", "threat", "insult
 
 FORMAT_VERSION = 1
 POOLINGS = ("mean", "cls")
-PROBLEM_TYPES = ("multi_label_classification",)
+KINDS = ("transformer", "linear")
+PROBLEM_TYPES = ("multi_label_classification", "single_label_classification")
+"""As transformers names them. Multi-label: an independent sigmoid each. Single-label: a softmax over all labels."""
 
 
 class InvalidArtifact(ValueError):
@@ -43,16 +50,20 @@ class InvalidArtifact(ValueError):
 class ClassifierConfig:
     """The content of ``config.json``: all that is needed to build the network without its weights.
 
+    :param kind: ``transformer``, or ``linear``, which has no ``encoder``.
     :param encoder: a transformers configuration as a dict; ``model_type`` names the architecture.
     :param pooling: ``mean`` over the attended tokens, or the state of the first token (``cls``).
     :param max_tokens: texts are cut to this many tokens, special ones included.
+    :param normalize: texts pass the artifact's ``normalizer.py`` first.
     """
 
-    encoder: dict[str, Any]
+    encoder: dict[str, Any] = field(default_factory=dict)
     pooling: str = "mean"
     max_tokens: int = 128
     dropout: float = 0.1
     problem_type: str = "multi_label_classification"
+    normalize: bool = False
+    kind: str = "transformer"
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -61,10 +72,9 @@ class ClassifierConfig:
                 f"config.json has format_version {self.format_version}, this code reads {FORMAT_VERSION}: "
                 "train again, or use the version of Tritox that wrote it"
             )
-        if self.pooling not in POOLINGS:
-            raise InvalidArtifact(f"pooling is {self.pooling!r}, must be one of {', '.join(POOLINGS)}")
-        if self.problem_type not in PROBLEM_TYPES:
-            raise InvalidArtifact(f"problem_type is {self.problem_type!r}, must be one of {', '.join(PROBLEM_TYPES)}")
+        for name, choices in (("kind", KINDS), ("pooling", POOLINGS), ("problem_type", PROBLEM_TYPES)):
+            if getattr(self, name) not in choices:
+                raise InvalidArtifact(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(choices)}")
         if self.max_tokens < 2:
             raise InvalidArtifact(f"max_tokens is {self.max_tokens}, must be at least 2")
 
@@ -114,8 +124,28 @@ class Layout:
         return self.folder / "labels.json"
 
     @property
+    def linear(self) -> Path:
+        return self.folder / "model.joblib"
+
+    @property
+    def normalizer(self) -> Path:
+        return self.folder / "normalizer.py"
+
+    @property
+    def calibration(self) -> Path:
+        return self.folder / "calibration.json"
+
+    @property
     def training_info(self) -> Path:
         return self.folder / "training_info.json"
+
+    @property
+    def model_version(self) -> Path:
+        return self.folder / "MODEL_VERSION.json"
+
+    @property
+    def tuning(self) -> Path:
+        return self.folder / "tuning.jsonl"
 
     @property
     def validation(self) -> Path:
@@ -123,7 +153,10 @@ class Layout:
 
     def check(self) -> None:
         """:raises InvalidArtifact: naming every file that is missing."""
-        files = (self.weights, self.config, self.tokenizer_json, self.labels, self.training_info, self.validation)
+        files = [self.config, self.labels, self.training_info, self.validation]
+        config = self.read_config() if self.config.is_file() else ClassifierConfig()
+        files += [self.linear] if config.kind == "linear" else [self.weights, self.tokenizer_json]
+        files += [self.normalizer] if config.normalize else []
         missing = [str(f.relative_to(self.folder)) for f in files if not f.is_file()]
         if missing:
             raise InvalidArtifact(
@@ -143,8 +176,11 @@ class Layout:
 
     def read_validation(self) -> list[dict[str, Any]]:
         """Rows of ``text``, ``labels`` (0 or 1, in the order of the labels) and ``scores`` (the artifact's own)."""
-        with self.validation.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        return _read_jsonl(self.validation)
+
+    def read_tuning(self) -> list[dict[str, Any]]:
+        """As :meth:`read_validation`, of the comments that calibration and thresholds come from."""
+        return _read_jsonl(self.tuning)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -220,3 +256,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidArtifact(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        raise InvalidArtifact(f"{path} is missing: train again with `python -m train fit`") from None
