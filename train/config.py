@@ -236,7 +236,7 @@ class Recipe:
     train: TrainConfig
     encoder: EncoderConfig | None = None
     linear: LinearConfig | None = None
-    distillation: DistillationConfig = DistillationConfig()
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     def __post_init__(self) -> None:
         if (self.encoder is None) == (self.linear is None):
