@@ -319,7 +319,7 @@ def _build(kind: Any, raw: object, section: str) -> Any:
     values = {}
     for f in fields(kind):
         if f.name in raw:
-            values[f.name] = _checked(f"{section}.{f.name}", raw[f.name], str(f.type), f.default is None)
+            values[f.name] = _checked(f"{section}.{f.name}", raw[f.name], str(f.type), "None" in str(f.type))
     return kind(**values)
 
 

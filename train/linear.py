@@ -1,0 +1,256 @@
+"""Linear models on TF-IDF features: the baselines, and the bar that every transformer must clear.
+
+Features are word n-grams and, if wanted, character n-grams within words. Whatever the solver, a trained model is one
+matrix of weights and one offset per label, so scoring needs the vectorizers and a sparse product and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import scipy.sparse
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
+
+from train.artifact import InvalidArtifact, Layout
+from train.config import InvalidConfig, LinearConfig
+
+SINGLE_LABEL = "single_label_classification"
+
+WORD = r"(?u)\b\w+\b"
+"""Words of one letter count: `u`, `i` and lone letters of spaced-out words carry meaning in comments."""
+
+NEVER = -30.0
+"""The logit of a class that no training comment has: a probability of 1e-13."""
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """Vectorizers, and for each label a weight per feature.
+
+    :param vectorizers: fitted; their features stand side by side, in this order.
+    :param weights: FP32. *Shape:* ``(features, labels)``
+    :param intercepts: FP64. *Shape:* ``(labels,)``
+    :param slope: of the calibration: probabilities come from ``slope * decision + offsets``.
+    :param offsets: of the calibration, FP64. *Shape:* ``(labels,)``
+    """
+
+    vectorizers: list[TfidfVectorizer]
+    weights: np.ndarray
+    intercepts: np.ndarray
+    names: tuple[str, ...]
+    problem_type: str
+    slope: float = 1.0
+    offsets: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        if not len(self.offsets):
+            object.__setattr__(self, "offsets", np.zeros(len(self.names)))
+
+    def decision(self, texts: Sequence[str]) -> np.ndarray:
+        """Logits (logistic regression) or margins (SVM), not calibrated. *Shape:* ``(comments, labels)``, FP64."""
+        return np.asarray(_features(self.vectorizers, texts) @ self.weights + self.intercepts, dtype=np.float64)
+
+    def scores(self, texts: Sequence[str]) -> np.ndarray:
+        """Calibrated probabilities. *Shape:* ``(comments, labels)``, FP64."""
+        return self.probabilities(self.decision(texts))
+
+    def probabilities(self, decision: np.ndarray) -> np.ndarray:
+        """Sigmoids of calibrated decisions, or for single-label problems their softmax.
+
+        :param decision: from :meth:`decision`. *Shape:* ``(comments, labels)``
+        :returns: *Shape:* ``(comments, labels)``
+        """
+        logits = self.slope * decision + self.offsets
+        if self.problem_type == SINGLE_LABEL:
+            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+            return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+        return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))  # the sigmoid, without overflow
+
+    def calibrated(self, slope: float, offsets: np.ndarray) -> LinearModel:
+        """The model whose probabilities come from ``slope * decision + offsets``, as Platt scaling gives them.
+
+        Source: Platt, "Probabilistic outputs for support vector machines", 1999.
+
+        :param slope: above 0.
+        :param offsets: *Shape:* ``(labels,)``
+        """
+        if slope <= 0 or np.shape(offsets) != (len(self.names),):
+            raise ValueError(
+                f"slope is {slope} and offsets have the shape {np.shape(offsets)}: the slope must be above 0, and "
+                f"there must be {len(self.names)} offsets"
+            )
+        return replace(self, slope=float(slope), offsets=np.asarray(offsets, np.float64))
+
+
+def fit_linear(
+    config: LinearConfig,
+    texts: Sequence[str],
+    labels: np.ndarray,
+    names: Sequence[str],
+    problem_type: str,
+    seed: int,
+    progress: Callable[[str], None] | None = None,
+) -> LinearModel:
+    """Fit the features on ``texts``, and a model per label on them; single-label problems have one model.
+
+    Single-label logistic regression is multinomial with the solvers that can, and one against the rest with
+    ``liblinear``, as are support vector machines.
+
+    :param labels: 0, 1, or NaN where unknown: a label is fitted on the comments where it is known.
+        *Shape:* ``(comments, labels)``
+    :param progress: is told, in words, what has been done.
+    :raises InvalidConfig: when no feature is left, or there is nothing to tell classes apart.
+    """
+    say = progress or (lambda message: None)
+    started = time.monotonic()
+    vectorizers = _vectorizers(config)
+    parts = []
+    for vectorizer in vectorizers:
+        try:
+            parts.append(vectorizer.fit_transform(texts))
+        except ValueError as error:  # an empty vocabulary
+            raise InvalidConfig(f"no features in {len(texts)} comments ({error}): change linear.word_ngrams") from None
+    features = scipy.sparse.hstack(parts, format="csr") if len(parts) > 1 else parts[0].tocsr()
+    del parts
+    say(
+        f"{features.shape[1]} features of {features.shape[0]} comments, {features.nnz / features.shape[0]:.0f} a "
+        f"comment, in {time.monotonic() - started:.0f} s"
+    )
+    fit = _fit_single if problem_type == SINGLE_LABEL else _fit_multi
+    weights, intercepts = fit(config, features, np.asarray(labels), tuple(names), seed, say)
+    return LinearModel(vectorizers, weights.astype(np.float32), intercepts, tuple(names), problem_type)
+
+
+def save(model: LinearModel, folder: Path) -> None:
+    """Write ``model.joblib``: whole, or not at all. It loads with scikit-learn alone, without this code."""
+    target = Layout(folder).linear
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    content = {name: getattr(model, name) for name in LinearModel.__dataclass_fields__}
+    try:
+        joblib.dump(content, temporary, compress=3)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(folder: Path) -> LinearModel:
+    """Read ``model.joblib``. Such a file is a pickle and can run any code when read: load only your own.
+
+    :raises InvalidArtifact: when it is missing or holds something else.
+    """
+    path = Layout(folder).linear
+    if not path.is_file():
+        raise InvalidArtifact(f"{path} is missing: write an artifact with `python -m train fit` and a linear recipe")
+    try:
+        content: Any = joblib.load(path)
+        return LinearModel(**content)
+    except Exception as error:  # a pickle fails in as many ways as there are classes
+        raise InvalidArtifact(f"{path} could not be read ({error}): fit the model again") from None
+
+
+def _vectorizers(config: LinearConfig) -> list[TfidfVectorizer]:
+    shared: dict[str, Any] = {"sublinear_tf": config.sublinear_tf, "dtype": np.float32, "strip_accents": "unicode"}
+    word = TfidfVectorizer(
+        ngram_range=tuple(config.word_ngrams), max_features=config.max_features, token_pattern=WORD, **shared
+    )
+    if config.char_ngrams is None:
+        return [word]
+    char = TfidfVectorizer(
+        analyzer="char_wb", ngram_range=tuple(config.char_ngrams), max_features=config.char_features, **shared
+    )
+    return [word, char]
+
+
+def _features(vectorizers: Sequence[TfidfVectorizer], texts: Sequence[str]) -> Any:
+    """*Shape:* ``(comments, features)``, sparse."""
+    return scipy.sparse.hstack([v.transform(texts) for v in vectorizers], format="csr")
+
+
+def _fit_multi(
+    config: LinearConfig,
+    features: Any,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """A model per label. :returns: weights and intercepts. *Shape:* ``(features, labels)``, ``(labels,)``."""
+    weights, intercepts = np.zeros((features.shape[1], len(names)), np.float64), np.zeros(len(names))
+    for i, name in enumerate(names):
+        started = time.monotonic()
+        known = ~np.isnan(labels[:, i])
+        truth = labels[known, i] > 0.5
+        positives = int(truth.sum())
+        if 0 < positives < len(truth):
+            estimator = _estimator(config, seed)
+            _run(estimator, features if known.all() else features[known], truth, name, say)
+            weights[:, i], intercepts[i] = estimator.coef_[0], estimator.intercept_[0]
+        else:  # one class alone: no feature can tell, the rate is all there is
+            intercepts[i] = np.log((positives + 0.5) / (len(truth) - positives + 0.5))
+        say(f"{name}: {positives} of {len(truth)} comments, {time.monotonic() - started:.1f} s")
+    return weights, intercepts
+
+
+def _fit_single(
+    config: LinearConfig,
+    features: Any,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """One model of all classes. :returns: weights and intercepts. *Shape:* ``(features, labels)``, ``(labels,)``."""
+    started = time.monotonic()
+    known = ~np.isnan(labels).any(axis=1)
+    classes = labels[known].argmax(axis=1)
+    present = np.unique(classes)
+    if len(present) < 2:
+        raise InvalidConfig(f"all {len(classes)} comments are {names[present[0]] if len(present) else 'unlabelled'}")
+    estimator = _estimator(config, seed)
+    if config.model == "logreg" and config.solver == "liblinear" and len(present) > 2:
+        # liblinear knows two classes alone
+        one_each = [_estimator(config, seed) for _ in present]
+        for one, c in zip(one_each, present, strict=True):
+            _run(one, features[known], classes == c, names[c], say)
+        coefficients = np.concatenate([one.coef_ for one in one_each])
+        offsets = np.concatenate([one.intercept_ for one in one_each])
+    else:
+        _run(estimator, features[known], classes, ", ".join(names), say)
+        coefficients, offsets = estimator.coef_, estimator.intercept_
+    if len(present) == 2:  # one row, for the second class; the softmax of (0, z) is the sigmoid of z
+        coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
+        offsets = np.concatenate([np.zeros_like(offsets), offsets])
+    weights, intercepts = np.zeros((features.shape[1], len(names))), np.full(len(names), NEVER)
+    weights[:, present], intercepts[present] = coefficients.T, offsets
+    counts = ", ".join(f"{(classes == i).sum()} {name}" for i, name in enumerate(names))
+    say(f"{counts}, {time.monotonic() - started:.1f} s")
+    return weights, intercepts
+
+
+def _estimator(config: LinearConfig, seed: int) -> Any:
+    shared = {
+        "C": config.c,
+        "class_weight": config.class_weight,
+        "max_iter": config.max_iterations,
+        "random_state": seed,
+    }
+    return LinearSVC(**shared) if config.model == "svm" else LogisticRegression(solver=config.solver, **shared)
+
+
+def _run(estimator: Any, features: Any, truth: np.ndarray, name: str, say: Callable[[str], None]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        estimator.fit(features, truth)
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        say(f"{name}: not converged, the weights are those of the last iteration; raise linear.max_iterations")
