@@ -357,5 +357,16 @@ def test_shipped_recipes_can_be_read_and_a_missing_one_is_named(tmp_path: Path) 
     assert {"minilm", "linear", "baseline-logreg", "baseline-svm-hate"} <= set(shipped_recipes())
     for recipe in shipped_recipes():
         format_of(read_recipe(recipe).data)
-    with pytest.raises(InvalidConfig, match=r"no recipe at .*none\.yaml: .*minilm\.yaml"):
+    with pytest.raises(InvalidConfig, match=r"no recipe at .*none\.yaml: give a YAML file or one of .*minilm"):
         read_recipe(tmp_path / "none.yaml")
+
+
+def test_null_is_a_value_where_there_may_be_none(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("linear: {class_weight: null}")
+    recipe = read_recipe(tmp_path / "r.yaml")
+    assert recipe.linear is not None and recipe.linear.class_weight is None
+
+
+def test_a_baseline_for_toxicity_reads_hate_speech_by_overrides() -> None:
+    overrides = ["data.format=davidson", "data.validation={fraction: 0.1}", "data.tuning={fraction: 0.1}"]
+    assert read_recipe("baseline-logreg", overrides) == read_recipe("baseline-logreg-hate")
