@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from train.artifact import PROBLEM_TYPES, ClassifierConfig, InvalidArtifact, Labels, Layout, write_json
 from train.config import LinearConfig
 from train.linear import fit_linear, load, save
-from train.version import Facts, InvalidVersion, facts, next_version, parse, read, stamp, write
+from train.version import Facts, InvalidVersion, check_explicit, facts, next_version, parse, read, write
 
 ENCODER = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "hidden_dropout_prob": 0.1}
 FACTS = Facts({"kind": "transformer", "encoder": ENCODER}, ("toxic", "threat"), "a" * 64)
@@ -96,15 +96,18 @@ def test_a_version_can_be_given_but_must_rise() -> None:
         for before in (previous, None):
             with pytest.raises(InvalidVersion, match=r"must be MAJOR\.MINOR\.PATCH, for example 1\.0\.0"):
                 next_version(before, FACTS, version=version)
+            with pytest.raises(InvalidVersion):
+                check_explicit(version, before)
+    check_explicit(None, previous)
     assert parse("10.2.3") == (10, 2, 3)
 
 
 def test_versions_are_written_and_read(tmp_path: Path) -> None:
     assert read(tmp_path) is None and read(tmp_path / "none") is None
-    version = next_version(None, FACTS)
-    write(tmp_path, version)
-    assert read(tmp_path) == version
-    assert [p.name for p in tmp_path.iterdir()] == ["MODEL_VERSION.json"]
+    folder = transformer(tmp_path / "a")
+    version = write(folder, None, "0.3.0", change="a trial")
+    assert read(folder) == version and (version.version, version.change) == ("0.3.0", "a trial")
+    assert [p.name for p in folder.iterdir() if p.name[0] in ".M"] == ["MODEL_VERSION.json"]
     for text in ("{", "[]", '{"version": "1.0.0"}', json.dumps(asdict(version) | {"version": "one"})):
         (tmp_path / "MODEL_VERSION.json").write_text(text)
         with pytest.raises(InvalidArtifact, match="holds no model version .*: remove it to begin at"):
@@ -113,7 +116,7 @@ def test_versions_are_written_and_read(tmp_path: Path) -> None:
 
 def test_artifacts_of_transformers_are_compared(tmp_path: Path) -> None:
     layout = Layout(transformer(tmp_path / "a"))
-    first = stamp(layout.folder)
+    first = write(layout.folder)
     assert first.version == "1.0.0" and read(layout.folder) == first
 
     write_json(layout.labels, Labels(thresholds=dict.fromkeys(Labels().labels, 0.3)))
@@ -121,15 +124,15 @@ def test_artifacts_of_transformers_are_compared(tmp_path: Path) -> None:
     changed(layout, "head.bias", 0.2)
     config = ClassifierConfig(ENCODER | {"hidden_dropout_prob": 0.0, "transformers_version": "9"}, dropout=0.3)
     write_json(layout.config, config)
-    second = stamp(layout.folder, first)
+    second = write(layout.folder, first)
     assert second.version == "1.0.1"
 
     changed(layout, "encoder.w", 1.001)
-    third = stamp(layout.folder, second, change="more data")
+    third = write(layout.folder, second, change="more data")
     assert (third.version, third.change, third.previous) == ("1.1.0", "more data", "1.0.1")
     tensors = load_file(layout.weights)
     save_file(tensors | {"head.weight": -tensors["head.weight"]}, layout.weights)
-    assert stamp(layout.folder, third).version == "1.2.0"
+    assert write(layout.folder, third).version == "1.2.0"
 
     for config in (
         ClassifierConfig(ENCODER | {"hidden_size": 16}),
@@ -138,24 +141,24 @@ def test_artifacts_of_transformers_are_compared(tmp_path: Path) -> None:
         ClassifierConfig(ENCODER, problem_type=PROBLEM_TYPES[1]),
     ):
         write_json(layout.config, config)
-        assert stamp(layout.folder, third).version == "2.0.0"
+        assert write(layout.folder, third).version == "2.0.0"
     write_json(layout.config, ClassifierConfig(ENCODER))
     layout.tokenizer_json.write_text('{"vocab": []}')
-    assert stamp(layout.folder, third).change == "MAJOR: another tokenizer"
+    assert write(layout.folder, third).change == "MAJOR: another tokenizer"
 
 
 def test_artifacts_of_linear_models_are_compared(tmp_path: Path) -> None:
     folder = linear(tmp_path / "a", "idiot")
-    first = stamp(folder)
+    first = write(folder)
     save(load(folder).calibrated(2.0, np.array([0.5])), folder)
-    assert stamp(folder, first).version == "1.0.1"
+    assert write(folder, first).version == "1.0.1"
     again, other = linear(tmp_path / "same", "idiot"), linear(tmp_path / "other", "fool")
     assert facts(again) == facts(folder)
-    assert stamp(other, first).version == "1.1.0"
+    assert write(other, first).version == "1.1.0"
     info = {"recipe": {"linear": asdict(LinearConfig(char_ngrams=[2, 5]))}}
     write_json(Layout(other).training_info, info)
-    assert stamp(other, first).change == "MAJOR: char_ngrams None became [2, 5]"
-    major = stamp(transformer(tmp_path / "t"), first)
+    assert write(other, first).change == "MAJOR: char_ngrams None became [2, 5]"
+    major = write(transformer(tmp_path / "t"), first)
     assert major.version == "2.0.0" and major.change.startswith("MAJOR: labels toxic became toxic, severe_toxic")
 
 

@@ -77,6 +77,18 @@ def parse(version: str) -> tuple[int, int, int]:
     return int(major), int(minor), int(patch)
 
 
+def check_explicit(version: str | None, previous: ModelVersion | None) -> None:
+    """:raises InvalidVersion: when ``version`` is given and cannot follow ``previous``; to be known before training."""
+    if version is None:
+        return
+    given = parse(version)
+    if previous is not None and given <= parse(previous.version):
+        raise InvalidVersion(
+            f"the model version is {version}, must be higher than the previous one, {previous.version}: give a higher "
+            "one, or none to have it counted"
+        )
+
+
 def next_version(
     previous: ModelVersion | None, new: Facts, *, version: str | None = None, change: str | None = None
 ) -> ModelVersion:
@@ -86,14 +98,8 @@ def next_version(
     :param change: what is new, in words, instead of those that the comparison gives.
     :raises InvalidVersion: when ``version`` is not higher than the previous one.
     """
+    check_explicit(version, previous)
     reason, counted = _compared(previous, new)
-    if version is not None:
-        if previous is not None and parse(version) <= parse(previous.version):
-            raise InvalidVersion(
-                f"the model version is {version}, must be higher than the previous one, {previous.version}: "
-                f"give {counted} or higher, or none for {counted}"
-            )
-        parse(version)
     return ModelVersion(
         version=version or counted,
         change=change or reason,
@@ -134,20 +140,16 @@ def facts(folder: Path) -> Facts:
     return Facts(json.loads(json.dumps(architecture)), layout.read_labels().labels, weights)
 
 
-def stamp(
-    folder: Path, previous: ModelVersion | None = None, *, version: str | None = None, change: str | None = None
+def write(
+    folder: Path, previous: ModelVersion | None = None, version: str | None = None, *, change: str | None = None
 ) -> ModelVersion:
     """Write the ``MODEL_VERSION.json`` of the artifact in ``folder``, the successor of ``previous``.
 
     :param version: as in :func:`next_version`, and ``change``.
     """
     result = next_version(previous, facts(folder), version=version, change=change)
-    write(folder, result)
+    write_json(Layout(folder).model_version, result)
     return result
-
-
-def write(folder: Path, version: ModelVersion) -> None:
-    write_json(Layout(folder).model_version, version)
 
 
 def read(folder: Path) -> ModelVersion | None:
