@@ -204,11 +204,28 @@ def _terms() -> dict[str, list[tuple[str, int, str]]]:
 
 
 _TERMS = _terms()
-_TERM = re.compile(
-    r"(?<![\w-])(" + "|".join(sorted(map(re.escape, _TERMS), key=len, reverse=True)) + r")(?![\w-])", re.I
-)
+_WORD = re.compile(r"(?<![\w-])\w+")
 
-_FIRST_WORDS = {re.split(r"\W", wording)[0] for wording in _TERMS}
+
+def _by_first_word() -> dict[str, re.Pattern[str]]:
+    """For the first word of wordings, what finds them; longer ones before shorter ones."""
+    groups: dict[str, list[str]] = {}
+    for wording in sorted(_TERMS, key=len, reverse=True):
+        groups.setdefault(re.split(r"\W", wording)[0], []).append(re.escape(wording))
+    return {first: re.compile(rf"(?:{'|'.join(group)})(?![\w-])", re.I) for first, group in groups.items()}
+
+
+_STARTS = _by_first_word()
+
+
+def _matches(text: str) -> Iterator[re.Match[str]]:
+    end = 0
+    for word in _WORD.finditer(text):
+        start = _STARTS.get(word[0].lower())
+        match = start.match(text, word.start()) if start and word.start() >= end else None
+        if match:
+            end = match.end()
+            yield match
 
 
 @dataclass(frozen=True)
@@ -222,10 +239,8 @@ class _Mention:
 
 def mentions(text: str) -> list[_Mention]:
     """Where ``text`` names an identity of :data:`LEXICON`, and in which form."""
-    found: list[_Mention] = []
-    if _FIRST_WORDS.isdisjoint(re.findall(r"\w+", text.lower())):
-        return found
-    for match in _TERM.finditer(text):
+    found = []
+    for match in _matches(text):
         meanings = _TERMS[match[0].lower()]
         group, number, form = meanings[0]
         near = text[max(0, match.start() - 40) : match.start()], text[match.end() : match.end() + 40]
@@ -923,7 +938,7 @@ FAMILIES: dict[str, _Family] = {
         _labels(1, 0, threat=1, insult=UNKNOWN, obscene=UNKNOWN),
         (
             "I will {harm} you, mark my words",
-            "I am going to {harm} {person}",
+            "I am going to {harm} {person} after school",
             "I know where you live and I will {harm} you",
             "I hope you get {harmed}",
             "you should be {harmed} for this edit",
