@@ -49,8 +49,9 @@ def multi(config: LinearConfig, rows: tuple[list[str], np.ndarray], seed: int = 
         replace(SMALL, solver="saga"),
         replace(SMALL, model="svm"),
         replace(SMALL, char_ngrams=[2, 4], sublinear_tf=True, class_weight=None, c=4.0),
+        replace(SMALL, char_ngrams=[2, 4], class_weight=None, naive_bayes=True),
     ],
-    ids=["logreg", "svm", "word-and-char"],
+    ids=["logreg", "svm", "word-and-char", "naive-bayes"],
 )
 def test_labels_are_learnt(config: LinearConfig, rows: tuple[list[str], np.ndarray]) -> None:
     texts, labels = rows[0][500:], rows[1][500:]
@@ -93,8 +94,14 @@ def test_a_label_with_one_class_scores_its_rate(rows: tuple[list[str], np.ndarra
 
 @pytest.mark.parametrize(
     "config",
-    [replace(SMALL, solver="saga"), replace(SMALL, solver="lbfgs"), SMALL, replace(SMALL, model="svm")],
-    ids=["saga", "lbfgs", "liblinear", "svm"],
+    [
+        replace(SMALL, solver="saga"),
+        replace(SMALL, solver="lbfgs"),
+        SMALL,
+        replace(SMALL, model="svm"),
+        replace(SMALL, naive_bayes=True),
+    ],
+    ids=["saga", "lbfgs", "liblinear", "svm", "naive-bayes"],
 )
 @pytest.mark.parametrize("classes", [3, 2])
 def test_single_label_scores_are_a_distribution(config: LinearConfig, classes: int) -> None:
@@ -116,6 +123,17 @@ def test_multinomial_scores_are_those_of_scikit_learn() -> None:
     features = model.vectorizers[0].transform(texts)
     estimator.fit(features, labels.argmax(1))
     np.testing.assert_allclose(model.scores(texts), estimator.predict_proba(features), atol=1e-5)
+
+
+def test_naive_bayes_scales_are_folded_into_the_weights(rows: tuple[list[str], np.ndarray]) -> None:
+    config = replace(SMALL, naive_bayes=True, class_weight=None)
+    model = multi(config, rows)
+    texts, truth = rows[0][:500], rows[1][:500, 4] > 0.5
+    features = model.vectorizers[0].transform(texts).toarray()
+    share = [(1 + features[side].sum(0)) / (1 + side.sum()) for side in (truth, ~truth)]
+    scaled = features * np.log(share[0] / share[1])
+    estimator = LogisticRegression(solver="liblinear", random_state=1).fit(scaled, truth)
+    np.testing.assert_allclose(model.decision(texts)[:, 4], estimator.decision_function(scaled), atol=1e-4)
 
 
 def test_a_class_without_comments_is_never_given_and_one_class_alone_is_refused() -> None:

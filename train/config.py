@@ -70,6 +70,8 @@ class LinearConfig:
     :param max_features: most word n-grams, the most frequent ones first; ``char_features`` likewise.
     :param solver: of the logistic regression, by scikit-learn's name.
     :param class_weight: ``balanced`` or ``None``.
+    :param naive_bayes: features are scaled by how much more often they stand in comments with the label than without
+        (NB-SVM); costs nothing in scoring.
     """
 
     model: str = "logreg"
@@ -82,6 +84,7 @@ class LinearConfig:
     solver: str = "saga"
     class_weight: str | None = "balanced"
     max_iterations: int = 1000
+    naive_bayes: bool = False
 
     def __post_init__(self) -> None:
         _one_of("linear.model", self.model, ("logreg", "svm"))
@@ -108,9 +111,11 @@ class DataConfig:
         ``{fraction}`` takes that share at random, stratified. A training text that also stands there is dropped.
     :param tuning: ``{rows, where}`` or ``{fraction, where}``: how many rows, stratified, of the training rows whose
         columns equal ``where``, are kept for calibration, thresholds and early stopping.
-    :param repeat_positives: how often an epoch shows a comment with any label (single-label: any but the first).
+    :param repeat_positives: how often an epoch shows a comment with any label (single-label: one of any class but the
+        most frequent).
     :param counterfactuals: comments that name an identity are repeated with another identity in its place: the
         number of such comments, as a share of the comments that name one. Reduces identity bias.
+    :param patterns: so many generated sentences on identities, hostile and not, are trained on as well.
     :param normalize: the text normalizer runs before the tokenizer, in training and in serving.
     """
 
@@ -122,6 +127,7 @@ class DataConfig:
     tuning: dict[str, Any] = field(default_factory=lambda: {"fraction": 0.1})
     repeat_positives: int = 1
     counterfactuals: float = 0.0
+    patterns: int = 0
     normalize: bool = False
 
     def __post_init__(self) -> None:
@@ -140,6 +146,7 @@ class DataConfig:
         _at_least("data.repeat_positives", self.repeat_positives, 1)
         if self.counterfactuals < 0:
             raise InvalidConfig(f"data.counterfactuals is {self.counterfactuals}, must be at least 0")
+        _at_least("data.patterns", self.patterns, 0)
 
 
 @dataclass(frozen=True)
