@@ -60,7 +60,7 @@ thead th { background: var(--panel) } tfoot th, tfoot td { font-weight: 700 }
 .cards dt { color: var(--soft); font-size: .85rem } .cards dd { margin: 0; font-size: 1.35rem; font-weight: 600 }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
 figure { margin: 0; background: var(--panel); border: 1px solid var(--rule); border-radius: .4rem; padding: .6rem;
-  break-inside: avoid } svg { width: 100%; height: auto; display: block }
+  break-inside: avoid } figure:only-child { max-width: 44rem } svg { width: 100%; height: auto; display: block }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif } svg .grid { stroke: var(--rule) }
 svg .line { fill: none; stroke-width: 2 } svg .rule { stroke: var(--soft); stroke-dasharray: 3 4; fill: none }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem .9rem; list-style: none; margin: .3rem 0 0; padding: 0;
@@ -135,7 +135,7 @@ def _summary(result: Mapping[str, Any]) -> str:
     if result.get("bias"):
         facts.append(("bias score (1 is best)", number(result["bias"]["bias_score"])))
     if model.get("parameters") is not None:
-        facts.append(("parameters", f"{model['parameters']:,}"))
+        facts.append(("parameters", f"{model['parameters'] / 1e6:.2f} M"))
     if model.get("size_bytes") is not None:
         facts.append(("size on disk", f"{model['size_bytes'] / 1e6:.1f} MB"))
     cards = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(value)}</dd></div>" for k, value in facts if value != "-")
@@ -300,8 +300,8 @@ def _bias(b: Mapping[str, Any] | None) -> str:
     )
     note = (
         f"Score of {' or '.join(b['labels'])} on {b['comments']:,} template sentences. Low BPSN: harmless sentences "
-        "score high because they name the identity. Low BNSP: toxic ones score low. FPED and FNED add up how far the error "
-        "rates of each identity are from those of all sentences; 0 is best."
+        "score high because they name the identity. Low BNSP: toxic ones score low. FPED and FNED add up how far the "
+        "error rates of each identity are from those of all sentences; 0 is best."
     )
     return section(
         "Identity bias",
