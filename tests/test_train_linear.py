@@ -115,6 +115,21 @@ def test_single_label_scores_are_a_distribution(config: LinearConfig, classes: i
     assert (scores.argmax(1) == labels.argmax(1)).all()
 
 
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+def test_saga_converges_on_rare_labels(problem_type: str) -> None:
+    rng = np.random.default_rng(1)
+    rare = rng.random(3000) < 0.01
+    filler = [f"w{i}" for i in range(200)]
+    texts = [" ".join([*rng.choice(filler, 8), "kill" if r and i % 2 else "map"]) for i, r in enumerate(rare)]
+    labels = np.stack([~rare, rare], axis=1).astype(np.float32)
+    messages: list[str] = []
+    arguments = (texts, labels, ("regular", "threat"), problem_type, 1)
+    saga = fit_linear(replace(SMALL, solver="saga"), *arguments, messages.append)
+    exact = fit_linear(replace(SMALL, solver="lbfgs"), *arguments)
+    assert not any("not converged" in message for message in messages)
+    np.testing.assert_allclose(saga.scores(texts), exact.scores(texts), atol=0.03)
+
+
 def test_multinomial_scores_are_those_of_scikit_learn() -> None:
     texts, labels = classed()
     config = replace(SMALL, solver="lbfgs")

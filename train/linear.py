@@ -21,6 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
+from sklearn.utils.class_weight import compute_sample_weight
 
 from train.artifact import InvalidArtifact, Layout
 from train.config import InvalidConfig, LinearConfig
@@ -269,8 +270,16 @@ def _estimator(config: LinearConfig, seed: int) -> Any:
 
 
 def _run(estimator: Any, features: Any, truth: np.ndarray, name: str, say: Callable[[str], None]) -> None:
+    weights = None
+    if getattr(estimator, "solver", None) == "saga" and estimator.class_weight == "balanced":
+        # SAGA's step is too long for weights above 1 (scikit-learn, pull request 31675): on comments with rare labels
+        # it never converges. The same objective, with the greatest weight moved into C, has none.
+        weights = compute_sample_weight("balanced", truth)
+        greatest = float(weights.max())
+        weights /= greatest
+        estimator.set_params(C=estimator.C * greatest, class_weight=None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        estimator.fit(features, truth)
+        estimator.fit(features, truth, sample_weight=weights)
     if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
         say(f"{name}: not converged, the weights are those of the last iteration; raise linear.max_iterations")
