@@ -159,6 +159,14 @@ class Comments:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def joined(self, other: Comments) -> Comments:
+        """These comments and ``other``'s behind them; which identities ``other``'s mention is not known."""
+        identities = None
+        if self.identities is not None:
+            unknown = np.zeros(len(other), bool)
+            identities = {name: np.concatenate([mask, unknown]) for name, mask in self.identities.items()}
+        return Comments(self.texts + other.texts, np.concatenate([self.labels, other.labels]), identities)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -211,7 +219,7 @@ def read_splits(path: Path, config: DataConfig, seed: int, extra: Sequence[tuple
         added = _read_extra(name, extra_path, rows.names, rows.problem_type, config.threshold)
         clean = np.flatnonzero(~_in(_keys(added.texts), reported))
         dropped += len(added) - len(clean)
-        train = _joined(train, Comments([added.texts[i] for i in clean], added.labels[clean]))
+        train = train.joined(Comments([added.texts[i] for i in clean], added.labels[clean]))
     return Splits(train, tuned, validation, rows.names, rows.problem_type, dropped, _contradicting(train))
 
 
@@ -534,14 +542,6 @@ def _paradetox(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     columns = [c for c in PARADETOX_NEUTRAL if c in table.columns]
     neutral = [t for c in columns for t in table[c].tolist() if isinstance(t, str) and t.strip()]
     return toxic + neutral, {"toxic": np.repeat(np.array([1, 0], np.float32), [len(toxic), len(neutral)])}
-
-
-def _joined(first: Comments, second: Comments) -> Comments:
-    identities = None
-    if first.identities is not None:  # extra rows are for training, which does not read them
-        unknown = np.zeros(len(second), bool)
-        identities = {name: np.concatenate([mask, unknown]) for name, mask in first.identities.items()}
-    return Comments(first.texts + second.texts, np.concatenate([first.labels, second.labels]), identities)
 
 
 def _contradicting(comments: Comments) -> int:
