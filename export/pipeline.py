@@ -45,6 +45,7 @@ def export(arguments: Namespace) -> None:
         max_batch_size=arguments.max_batch_size,
         instances=arguments.instances,
         intra_op_threads=arguments.intra_op_threads,
+        normalize=model.config.normalize,
     )
     with tempfile.TemporaryDirectory() as scratch:
         traced, fused, published = (Path(scratch) / f"{name}.onnx" for name in ("traced", "fused", "published"))
@@ -73,7 +74,7 @@ def export(arguments: Namespace) -> None:
             "versions": {p: package_version(p) for p in ("torch", "transformers", "optimum-onnx", "onnxruntime")},
             "training": {k: info.get(k) for k in ("metrics", "data", "seed", "seconds", "git_commit", "versions")},
         }
-        number = publish(arguments.repository, settings, published, layout.tokenizer_json, report)
+        number = publish(arguments.repository, settings, published, layout, report)
         size_mb = published.stat().st_size / 1e6
     print(
         f"\npublished version {number} of {settings.name} in {arguments.repository} "
@@ -92,19 +93,24 @@ def compare(
 ) -> dict[str, Any]:
     """Score ``rows`` with torch, with the fused FP32 graph and with the one to be published.
 
+    Where the model has a normalizer, the texts pass it first, as they do when served.
+
     :returns: the differences of each graph from torch, by precision.
     :raises GateFailed: when one is beyond what its gate allows.
     """
     reader = Tokenizer.from_file(str(layout.tokenizer_json))
     reader.no_padding()
     reader.enable_truncation(settings.max_tokens)
+    texts = [row["text"] for row in rows]
+    if model.normalizer is not None:
+        texts = [model.normalizer(text) for text in texts]
     truth = np.array([row["labels"] for row in rows])
 
     def scores(scorer: parity.Scorer, what: str) -> Any:
         return parity.score(
             scorer,
             reader,
-            [row["text"] for row in rows],
+            texts,
             buckets=settings.buckets,
             pad_id=settings.pad_token_id,
             labels=len(settings.labels),
@@ -131,17 +137,23 @@ def compare(
 
 
 def publish(
-    repository: Path, settings: triton.ServingSettings, model: Path, tokenizer: Path, report: dict[str, Any]
+    repository: Path, settings: triton.ServingSettings, model: Path, artifact: Layout, report: dict[str, Any]
 ) -> int:
-    """Write the next version of the three models; returns its number."""
+    """Write the next version of the three models; returns its number.
+
+    :param artifact: gives the tokenizer and, where the settings ask for it, the normalizer.
+    """
     ensemble, tokenizer_name, encoder = triton.model_names(settings.name)
     # the ensemble last: until its version is there, nobody asks for the others
     with new_version(repository, (encoder, tokenizer_name, ensemble)) as (number, staging):
         for name, text in triton.render(settings).items():
             (staging / name / "config.pbtxt").write_text(text, encoding="utf-8")
         shutil.copyfile(model, staging / encoder / str(number) / "model.onnx")
-        shutil.copyfile(tokenizer, staging / tokenizer_name / str(number) / "tokenizer.json")
-        shutil.copyfile(triton.TOKENIZER_TEMPLATE, staging / tokenizer_name / str(number) / "model.py")
+        folder = staging / tokenizer_name / str(number)
+        shutil.copyfile(artifact.tokenizer_json, folder / "tokenizer.json")
+        shutil.copyfile(triton.TOKENIZER_TEMPLATE, folder / "model.py")
+        if settings.normalize:
+            shutil.copyfile(artifact.normalizer, folder / "normalizer.py")
         write_json(staging / ensemble / str(number) / "export.json", report)
     return number
 

@@ -29,6 +29,7 @@ class ServingSettings:
 
     :param buckets: the padded lengths, ascending; the last is ``max_tokens``.
     :param instances: encoder sessions; each takes ``intra_op_threads`` threads.
+    :param normalize: the tokenizer runs the version's ``normalizer.py`` first.
     :param provenance: strings that tell where the model came from.
     """
 
@@ -44,6 +45,7 @@ class ServingSettings:
     max_batch_size: int = 64
     instances: int = 2
     intra_op_threads: int = 1
+    normalize: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -121,6 +123,8 @@ def tokenizer(settings: ServingSettings) -> pb.ModelConfig:
         "max_characters": str(settings.max_tokens * CHARACTERS_PER_TOKEN),
         "pad_token_id": str(settings.pad_token_id),
     }
+    if settings.normalize:
+        parameters["normalize"] = "true"
     _set_parameters(config, parameters)
     return config
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import LABELS, ROOT
 
+from client import ToxicityClient
 from export import graph
 from export.onnx import main
 from export.pipeline import settings_of
 from export.triton import render
+from serve.server import TritonServer
 from train.artifact import Layout
 from train.config import EncoderConfig
 from train.fit import build
@@ -160,3 +163,56 @@ def test_wrong_calls_are_one_line(artifact: Path, tmp_path: Path, capsys: pytest
     (broken / "labels.json").write_text(json.dumps(labels))
     assert export(broken, tmp_path / "r", "--quantize", "none") == 2
     assert "the threshold of toxic is 1.5, must lie in [0, 1]" in capsys.readouterr().err
+
+
+@pytest.mark.triton
+def test_a_model_with_a_normalizer_answers_disguised_text_as_the_plain_one(artifact: Path, tmp_path: Path) -> None:
+    other = tmp_path / "a"
+    shutil.copytree(artifact, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "normalize": True}))
+    repository = tmp_path / "r"
+    assert export(artifact, repository, "--quantize", "none", "--name", "plain") == 0
+    assert export(other, repository, "--quantize", "none", "--name", "reads") == 2  # the artifact lacks its normalizer
+    shutil.copyfile(ROOT / "train/normalizer.py", other / "normalizer.py")
+    assert export(other, repository, "--quantize", "none", "--name", "reads") == 0
+    served = repository / "reads_tokenizer/1"
+    assert (served / "normalizer.py").read_bytes() == (other / "normalizer.py").read_bytes()
+    assert settings_of(repository / "reads/1/export.json").normalize
+    assert "normalize" not in (repository / "plain_tokenizer/config.pbtxt").read_text()
+    assert not (repository / "plain_tokenizer/1/normalizer.py").exists()
+
+    plain = ["you stupid idiot", "thanks for the map", "kill the idiot", "the town of the idiot"]
+    disguised = ["you 5tup1d i d i o t", "th\u200banks for the ｍａｐ", "k1ll the іdіоt", "the t-o-w-n of the idioooot"]
+    model, tokenizer, _ = load(artifact)
+    expected = sigmoid(predict_logits(model, tokenizer, plain))
+    with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0) as server:
+        with ToxicityClient(server.grpc_url, model="reads", timeout=60) as client:
+            np.testing.assert_allclose(scores(client, disguised), expected, atol=1e-5)
+            np.testing.assert_allclose(scores(client, plain), expected, atol=1e-5)
+            # the limit is 32 tokens, and 2048 characters of the normalized text; four times as much is looked at
+            lengths = ["idiot " * 20, "idi\u200b\u200b\u200bot " * 20, "\u200b" * 8000 + "idiot", "\u200b" * 9000 + "x"]
+            truncated = [result.truncated for result in client.classify([*lengths, "idiot " * 40, "x" * 3000])]
+            assert truncated == [False, False, False, True, True, True]
+        with ToxicityClient(server.grpc_url, model="plain", timeout=60) as client:
+            assert np.abs(scores(client, disguised) - expected).max() > 0.1
+
+
+def scores(client: ToxicityClient, texts: list[str]) -> np.ndarray:
+    return np.array([[result.scores[label] for label in LABELS] for result in client.classify(texts)])
+
+
+@pytest.mark.triton
+def test_a_version_that_was_trained_without_a_normalizer_is_served_without(artifact: Path, tmp_path: Path) -> None:
+    """The configuration is the newest version's, and says so of all: the file in each version's folder decides."""
+    assert export(artifact, tmp_path / "r", "--quantize", "none") == 0
+    config = tmp_path / "r/toxicity_tokenizer/config.pbtxt"
+    config.write_text(config.read_text() + 'parameters { key: "normalize" value { string_value: "true" } }\n')
+    model, tokenizer, _ = load(artifact)
+    texts = ["you 1d10t", "s t u p i d"]
+    with (
+        TritonServer(tmp_path / "r", grpc_port=0, http_port=0, metrics_port=0) as server,
+        ToxicityClient(server.grpc_url, timeout=60) as client,
+    ):
+        expected = sigmoid(predict_logits(model, tokenizer, texts))
+        np.testing.assert_allclose(scores(client, texts), expected, atol=1e-5)

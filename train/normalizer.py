@@ -516,7 +516,7 @@ def _known(word: str) -> bool:
     """Whether a word in small letters is a common one, or one with a usual ending."""
     if word in RANKS:
         return True
-    return any(word.endswith(e) and len(word) - len(e) >= 3 and word[: -len(e)] in RANKS for e in ENDINGS)
+    return word.endswith(ENDINGS) and any(word.endswith(e) and len(word) - len(e) >= 3 and word[: -len(e)] in RANKS for e in ENDINGS)
 
 
 # --- entities
@@ -741,7 +741,7 @@ _SPACED = re.compile(
 _DIGITS = str.maketrans("013457@$", "oieastas")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 _LONGEST = 20
-_MOST_SPACED = 2000
+_MOST_SPACED = 1000
 """So many letters that stand alone are read in a text: more than a model takes in, and bounded in time."""
 
 
@@ -901,7 +901,7 @@ def _read(token: str) -> str | None:
     options = [_SIGNS.get(c, c) if not c.isalpha() else c.lower() for c in token]
     if any(o.isdigit() for o in options):  # 2 stands for no letter
         return None
-    words = ["".join(w) for w in itertools.islice(itertools.product(*options), 16)]
+    words = ["".join(w) for w in itertools.islice(itertools.product(*options), 8)]
     word = min(
         (w for w in words if _known(_TRIPLE.sub(r"\1", w))), key=lambda w: RANKS.get(w, len(RANKS)), default=None
     )

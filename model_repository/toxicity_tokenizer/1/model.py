@@ -2,8 +2,11 @@
 
 The data flow, and the error that belongs to each arrow::
 
-    TEXT bytes --decode--> str --tokenize--> ids --cut, pad--> input_ids, attention_mask, truncated
+    TEXT bytes --decode--> str --normalize--> str --tokenize--> ids --cut, pad--> input_ids, attention_mask, truncated
              INVALID_ARGUMENT: not UTF-8, with the row and the byte
+
+Texts are normalized where the parameter ``normalize`` is true and the version's folder holds the ``normalizer.py`` that
+its model was trained with; ``truncated`` then speaks of the normalized text.
 
 Triton joins only requests of equal shape, first in first out. So rows are padded to the next length of the ladder
 (parameter ``buckets``), never to their own.
@@ -11,8 +14,10 @@ Triton joins only requests of equal shape, first in first out. So rows are padde
 Written by the exporter into every version folder: change ``export/templates/tokenizer_model.py`` instead.
 """
 
+import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread per insta
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
+
+NORMALIZED_SHARE = 4
+"""A text is normalized up to so many times ``max_characters``: a disguise takes room, a flood gets no time."""
 
 
 class TritonPythonModel:
@@ -34,6 +42,9 @@ class TritonPythonModel:
         self.buckets = [int(b) for b in parameters["buckets"].split(",")]
         self.pad_id = int(parameters["pad_token_id"])
         folder = Path(args["model_repository"]) / args["model_version"]
+        self.normalize = None
+        if parameters.get("normalize") == "true":
+            self.normalize = load_normalizer(folder / "normalizer.py", f"normalizer_{args['model_version']}")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -56,13 +67,19 @@ class TritonPythonModel:
             spans.append((i, len(texts), len(texts) + len(decoded)))
             texts.extend(decoded)
 
+        cut = [False] * len(texts)
+        if self.normalize is not None:
+            most = NORMALIZED_SHARE * self.max_characters
+            cut = [len(text) > most for text in texts]
+            texts = [self.normalize(text[:most]) for text in texts]
+
         # one call for all requests: most of a small call's time would be overhead
         encodings = self.tokenizer.encode_batch_fast([text[: self.max_characters] for text in texts])
         ids = [encoding.ids for encoding in encodings]
         for i, start, stop in spans:
             truncated = [
-                len(row) > self.max_tokens or len(text) > self.max_characters
-                for row, text in zip(ids[start:stop], texts[start:stop], strict=True)
+                was_cut or len(row) > self.max_tokens or len(text) > self.max_characters
+                for row, text, was_cut in zip(ids[start:stop], texts[start:stop], cut[start:stop], strict=True)
             ]
             responses[i] = self.response([self.cut(row) for row in ids[start:stop]], truncated)
         return responses
@@ -96,3 +113,15 @@ class TritonPythonModel:
                 pb_utils.Tensor("truncated", np.array(truncated, bool).reshape(-1, 1)),
             ]
         )
+
+
+def load_normalizer(path: Path, name: str) -> Callable[[str], str] | None:
+    """The version's own ``normalize_text``; ``None`` for a version that was trained without one."""
+    if not path.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    normalize: Callable[[str], str] = module.normalize_text
+    return normalize
