@@ -97,7 +97,7 @@ def test_patterns_give_distinct_rows_of_every_kind() -> None:
     assert patterns(LABELS, 200, 2)[0] != texts[:200]
     assert not any("{" in t or "}" in t or "\0" in t for t in texts)
     hate = labels[:, LABELS.index("identity_hate")]
-    assert 0.35 < hate.mean() < 0.65 and not np.isnan(hate).any()
+    assert 0.3 < hate.mean() < 0.5 and not np.isnan(hate).any()
     assert set(np.unique(labels[~np.isnan(labels)])) == {0.0, 1.0}
 
 
@@ -107,7 +107,7 @@ def test_an_identity_tells_little_about_the_label() -> None:
     for word in ("Muslim", "gay", "women", "trans", "immigrant", "disabled", "black"):
         named = np.array([re.search(rf"\b{word}", t, re.I) is not None for t in texts])
         assert named.sum() > 50, word
-        assert 0.4 < hate[named].mean() < 0.75, word
+        assert 0.35 < hate[named].mean() < 0.6, word
     for word in ("hate", "kill", "rats", "disgusting"):  # and neither does a hostile word
         said = np.array([re.search(rf"\b{word}\b", t, re.I) is not None for t in texts])
         assert 0.15 < hate[said].mean() < 0.85, word

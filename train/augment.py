@@ -725,7 +725,7 @@ FAMILIES: dict[str, _Family] = {
     ),
     # --- harmless, with the same identities
     "neutral": _Family(
-        8,
+        14,
         _CLEAN,
         (
             "some {plural} {they_do}",
@@ -759,7 +759,7 @@ FAMILIES: dict[str, _Family] = {
         ),
     ),
     "positive": _Family(
-        5,
+        12,
         _CLEAN,
         (
             "I {adore} the {plural} on my team",
@@ -786,7 +786,7 @@ FAMILIES: dict[str, _Family] = {
         ),
     ),
     "negated hate": _Family(
-        6,
+        8,
         _CLEAN,
         (
             "{plural} are not {beasts}",
@@ -816,7 +816,7 @@ FAMILIES: dict[str, _Family] = {
         ),
     ),
     "counter-speech": _Family(
-        8,
+        10,
         _CLEAN,
         (
             'saying "{smear}" is {wrong}',
@@ -967,7 +967,7 @@ FAMILIES: dict[str, _Family] = {
         ),
     ),
 }
-"""What the patterns write, with the labels in Jigsaw's terms. ``NaN`` is a label that annotators would differ on."""
+"""What the patterns write, with the labels in Jigsaw's terms. Half of the sentences with an identity are hostile. ``NaN`` is a label that annotators would differ on."""
 
 SLOTS["loathe_mildly"] = "can't stand|am sick of|really dislike|detest|loathe|have had enough of|am fed up with".split(
     "|"
