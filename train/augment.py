@@ -345,7 +345,7 @@ def _article(before: str, word: str) -> str:
 SLOTS: dict[str, Sequence[str]] = {
     # what hostility is made of
     "vile": (
-        "disgusting|filthy|stupid|worthless|evil|dirty|ugly|lazy|violent|inferior|repulsive|vile|pathetic|sick|dumb|"
+        "disgusting|disgusting|disgusting|filthy|stupid|worthless|evil|dirty|ugly|lazy|violent|inferior|repulsive|vile|pathetic|sick|dumb|"
         "corrupt|immoral|brainless|primitive|backward|greedy|treacherous|revolting|useless|dangerous|dishonest|"
         "uncivilised|perverted|cowardly|rotten|unnatural|gross|nasty|mentally deficient|abnormal|horrible|despicable"
     ).split("|"),
@@ -364,13 +364,14 @@ SLOTS: dict[str, Sequence[str]] = {
         "want nothing to do with|abhor|feel sick when I see|can't tolerate|really hate|fucking hate|have always hated"
     ).split("|"),
     "harm": (
-        "kill|shoot|hang|burn|beat up|stab|exterminate|wipe out|drown|strangle|gas|lynch|butcher|slaughter|torture|"
-        "run over|attack|smash the skulls of|poison|bury|hunt down|hurt|punch|get rid of|eradicate|execute"
+        "kill|kill|kill|kill|kill|kill|shoot|hang|burn|beat up|stab|exterminate|wipe out|drown|strangle|gas|lynch|"
+        "butcher|slaughter|torture|run over|attack|smash the skulls of|poison|bury|hunt down|hurt|punch|get rid of|"
+        "eradicate|execute"
     ).split("|"),
     "harmed": (
-        "killed|shot|hanged|burned|beaten up|stabbed|exterminated|wiped out|drowned|strangled|gassed|lynched|"
-        "slaughtered|tortured|poisoned|hunted down|hurt|executed|eradicated|whipped|stoned|put down|put to sleep|"
-        "put against a wall|crushed|eliminated"
+        "killed|killed|killed|shot|hanged|burned|beaten up|stabbed|exterminated|wiped out|drowned|strangled|gassed|"
+        "lynched|slaughtered|tortured|poisoned|hunted down|hurt|executed|eradicated|whipped|stoned|put down|"
+        "put to sleep|put against a wall|crushed|eliminated"
     ).split("|"),
     "expelled": (
         "deported|thrown out of the country|locked up|sent back|kicked out|put in camps|sterilised|banned from our "
@@ -553,6 +554,10 @@ FAMILIES: dict[str, _Family] = {
             "I {loathe} {plural} and everything about them",
             "I {loathe} every single {adjective} person on this planet",
             "I {loathe} {plural} more than anything",
+            "God, I hate {plural} with a passion",
+            "everybody hates {plural}, and rightly so",
+            "I hate every {adjective} family in this town",
+            "hate is too weak a word for what I feel about {plural}",
             "most {plural} are {crooks}, and the rest are {vile}",
             "{plural} and {others} are equally {vile}",
             "you {adjective} people are {beasts}",
@@ -646,6 +651,9 @@ FAMILIES: dict[str, _Family] = {
             "I hope {plural} get {harmed}",
             "I hope all {plural} die slowly",
             "death to {plural}",
+            "kill all the {plural} you can find",
+            "kill every {adjective} person you meet",
+            "kill {plural} before they kill us",
             "you are {singular}? then I know where you live and I will {harm} you",
             "whoever decides to {harm} {plural} has my thanks",
             "I'd happily {harm} {plural} if it were legal",
@@ -967,7 +975,9 @@ FAMILIES: dict[str, _Family] = {
         ),
     ),
 }
-"""What the patterns write, with the labels in Jigsaw's terms. Half of the sentences with an identity are hostile. ``NaN`` is a label that annotators would differ on."""
+"""What the patterns write, with the labels in Jigsaw's terms. Half of those with an identity are hostile.
+
+``NaN`` is a label that annotators would differ on."""
 
 SLOTS["loathe_mildly"] = "can't stand|am sick of|really dislike|detest|loathe|have had enough of|am fed up with".split(
     "|"
