@@ -516,7 +516,9 @@ def _known(word: str) -> bool:
     """Whether a word in small letters is a common one, or one with a usual ending."""
     if word in RANKS:
         return True
-    return word.endswith(ENDINGS) and any(word.endswith(e) and len(word) - len(e) >= 3 and word[: -len(e)] in RANKS for e in ENDINGS)
+    if not word.endswith(ENDINGS):
+        return False
+    return any(word.endswith(e) and len(word) - len(e) >= 3 and word[: -len(e)] in RANKS for e in ENDINGS)
 
 
 # --- entities
