@@ -29,7 +29,7 @@ class FusionFailed(RuntimeError):
 
 
 class ScoringGraph(nn.Module):
-    """The classifier with the sigmoids that turn its logits into probabilities."""
+    """The classifier with what turns its logits into calibrated probabilities."""
 
     def __init__(self, model: ToxicityClassifier) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class ScoringGraph(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """:param input_ids: INT32. *Shape:* ``(batch, tokens)``; :returns: ``scores`` ``(batch, labels)``."""
-        return {"scores": torch.sigmoid(self.model.logits(input_ids, attention_mask))}
+        return {"scores": self.model.scores(input_ids, attention_mask)}
 
 
 class ScoringOnnxConfig(TextEncoderOnnxConfig):

@@ -119,7 +119,7 @@ def compare(
 
     def torch_scorer(input_ids: Any, mask: Any) -> Any:
         with torch.inference_mode():
-            return torch.sigmoid(model.logits(torch.from_numpy(input_ids), torch.from_numpy(mask))).numpy()
+            return model.scores(torch.from_numpy(input_ids), torch.from_numpy(mask)).numpy()
 
     reference = scores(torch_scorer, "torch")
     graphs = {"fp32": fused} if settings.precision == "fp32" else {"fp32": fused, settings.precision: published}

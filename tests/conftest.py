@@ -57,7 +57,7 @@ encoder:
 data:
   validation: {column: row_index, from: 0, to: 150}
   tuning: {rows: 100, where: {sampling: natural}}
-train: {epochs: 6, batch_size: 16, learning_rate: 3.0e-3, head_learning_rate: 3.0e-3}
+train: {epochs: 9, batch_size: 16, learning_rate: 3.0e-3}
 """
     )
     return path
@@ -67,10 +67,10 @@ train: {epochs: 6, batch_size: 16, learning_rate: 3.0e-3, head_learning_rate: 3.
 def artifact(tmp_path_factory: pytest.TempPathFactory, comments_csv: Path, tiny_recipe: Path) -> Path:
     """A small classifier, really trained."""
     from train.config import read_recipe
-    from train.fit import fit
+    from train.fit import Sources, fit
 
     folder = tmp_path_factory.mktemp("artifacts") / "tiny"
-    fit(read_recipe(tiny_recipe), comments_csv, folder)
+    fit(read_recipe(tiny_recipe), Sources(comments_csv), folder)
     return folder
 
 

@@ -274,9 +274,7 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
-        raise InvalidConfig(
-            f"no recipe at {path}: give a YAML file or one of {', '.join(shipped_recipes())}"
-        ) from None
+        raise InvalidConfig(f"no recipe at {path}: give a YAML file or one of {', '.join(shipped_recipes())}") from None
     except yaml.YAMLError as error:
         raise InvalidConfig(f"{path} is not YAML: {error}") from None
     if not isinstance(raw, dict):
@@ -290,11 +288,13 @@ def parse_recipe(raw: dict[str, Any]) -> Recipe:
     """A recipe from the mapping that its YAML file or an artifact's ``training_info.json`` holds."""
     _known(raw, Recipe, "the recipe")
     chosen = ("encoder", "linear")
-    return Recipe(**{
-        name: _build(kind, raw.get(name), name)
-        for name, kind in SECTIONS.items()
-        if raw.get(name) is not None or name not in chosen
-    })
+    return Recipe(
+        **{
+            name: _build(kind, raw.get(name), name)
+            for name, kind in SECTIONS.items()
+            if raw.get(name) is not None or name not in chosen
+        }
+    )
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -1,26 +1,29 @@
-"""Fine-tune, calibrate, tune thresholds, evaluate, and write the artifact."""
+"""Train by a recipe: read, split, fit, calibrate, tune thresholds, evaluate, and write the artifact."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import shutil
 import sys
-import tempfile
 import time
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from accelerate import PartialState
+from transformers import PreTrainedTokenizerFast
 
-from train import data, metrics
+from train import augment, data, linear, loop, metrics, version
 from train.artifact import (
     LABELS,
     ClassifierConfig,
+    InvalidArtifact,
     Labels,
     Layout,
     check_writable,
@@ -29,91 +32,311 @@ from train.artifact import (
     new_folder,
     write_json,
 )
-from train.config import EncoderConfig, InvalidConfig, Recipe, TrainConfig
-from train.model import ToxicityClassifier, load_encoder, pad, predict_logits, pretrained_folder, save, sigmoid
+from train.config import EncoderConfig, InvalidConfig, Recipe
+from train.model import (
+    ToxicityClassifier,
+    freeze,
+    load_encoder,
+    predict_states,
+    pretrained_folder,
+    tokenize,
+)
+from train.normalizer import normalize_text
+from train.scorer import LinearScorer, Scorer, TransformerScorer, calibrate, write_scored
+from train.scorer import load as load_scorer
 
 
-def fit(recipe: Recipe, data_path: Path, out: Path) -> dict[str, Any]:
-    """Train by ``recipe`` on ``data_path`` and write the artifact folder ``out``, whole or not at all.
+@dataclass(frozen=True)
+class Sources:
+    """Where comments and answers come from.
 
-    :returns: the content of ``training_info.json``.
+    :param extra: more training comments, of another format: its name and the file.
+    :param teacher: an artifact whose scores the student learns.
+    :param unlabelled: files of comments that only the teacher has scored.
+    """
+
+    data: Path
+    extra: tuple[tuple[str, Path], ...] = ()
+    teacher: Path | None = None
+    unlabelled: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, apart from what is trained.
+
+    :param resume: go on from the checkpoints of an unfinished run; ``restart`` discards them.
+    :param random_weights: build the encoder from ``encoder.config`` and learn a vocabulary.
+    :param mlflow: an MLflow experiment to log to.
+    :param model_version: instead of the one that follows from what changed.
+    """
+
+    resume: bool = False
+    restart: bool = False
+    random_weights: bool = False
+    mlflow: str | None = None
+    model_version: str | None = None
+
+
+def fit(recipe: Recipe, sources: Sources, out: Path, options: Options = Options()) -> dict[str, Any] | None:  # noqa: B008
+    """Train by ``recipe`` and write the artifact folder ``out``, whole or not at all.
+
+    Checkpoints lie in ``<out>.run`` until then. Under ``accelerate launch`` every process trains and the first writes.
+
+    :returns: the content of ``training_info.json``; ``None`` in every process but the first.
     :raises InvalidData, InvalidConfig, InvalidArtifact, EncoderNotFound: before any training, with the reason.
     """
     check_writable(out)  # now, not after hours
     started, commit = time.monotonic(), git_commit()
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    previous = version.read(out)
+    version.check_explicit(options.model_version, previous)
     transformers.set_seed(recipe.train.seed)
-    splits = data.split(data.read_table(data_path), recipe.data, recipe.train.seed)
-    say(
-        f"{len(splits.train)} comments to train on, {len(splits.tuning)} to tune on, {len(splits.validation)} to "
-        f"validate on; {splits.dropped_duplicates} dropped because they also stand in validation"
+    splits = data.read_splits(sources.data, recipe.data, recipe.train.seed, sources.extra)
+    if processes.is_main_process:
+        say(
+            f"{len(splits.train)} comments to train on, {len(splits.tuning)} to tune on, {len(splits.validation)} to "
+            f"validate on; {splits.dropped_duplicates} dropped because they also stand in tuning or validation; "
+            f"{splits.contradicting} texts with labels that contradict each other"
+        )
+    added = augment_training(splits, recipe)
+    splits = replace(splits, train=splits.train.joined(added))
+    scorer, throughput = (fit_linear if recipe.linear is not None else fit_transformer)(
+        recipe, splits, sources, options, run_folder(out), processes
     )
-    model, tokenizer = build(recipe.encoder, splits.train.texts)
-    examples = _examples(splits.train, tokenizer, model.config.max_tokens, recipe.data.repeat_positives)
-    _train(model, tokenizer, examples, recipe.train)
+    if not processes.is_main_process:
+        return None
 
-    tuning_logits = predict_logits(model, tokenizer, splits.tuning.texts, progress="tuning")
-    slope, offsets = metrics.fit_calibration(tuning_logits, splits.tuning.labels)
-    fold_calibration(model, slope, offsets)
-    calibrated = sigmoid(slope * tuning_logits + offsets)
-    labels = Labels(LABELS, metrics.best_f1_thresholds(calibrated, splits.tuning.labels, LABELS))
-
-    scores = sigmoid(predict_logits(model, tokenizer, splits.validation.texts, progress="validation"))
-    validation = metrics.evaluate(scores, splits.validation.labels, LABELS, labels.thresholds)
+    tuning = calibrate(scorer, scorer.logits(splits.tuning.texts, "tuning"), splits.tuning.labels)
+    labels = Labels(splits.labels, metrics.best_f1_thresholds(tuning, splits.tuning.labels, splits.labels))
+    scores = scorer.scores(splits.validation.texts, "validation")
+    validation = metrics.evaluate(
+        scores, splits.validation.labels, splits.labels, labels.thresholds, splits.problem_type
+    )
     info = {
         "recipe": asdict(recipe),
         "metrics": {"validation": validation},
-        "calibration": {"slope": slope, "offsets": dict(zip(LABELS, offsets.tolist(), strict=True))},
         "data": {
-            "file": data_path.name,
-            "sha256": data.file_sha256(data_path),
+            "file": sources.data.name,
+            "sha256": data.file_sha256(sources.data),
+            "extra": [{"format": f, "file": p.name, "sha256": data.file_sha256(p)} for f, p in sources.extra],
+            "unlabelled": [{"file": p.name, "sha256": data.file_sha256(p)} for p in sources.unlabelled],
             "train": len(splits.train),
+            "generated": len(added),
             "tuning": len(splits.tuning),
             "validation": len(splits.validation),
             "dropped_duplicates": splits.dropped_duplicates,
         },
+        "teacher": sources.teacher.name if sources.teacher is not None else None,
+        "random_weights": options.random_weights,
         "seed": recipe.train.seed,
         "seconds": round(time.monotonic() - started, 1),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": scorer.parameters,
+        "throughput": throughput | {"processes": processes.num_processes},
         "machine": machine(),
         "versions": versions(),
         "git_commit": commit,
     }
     with new_folder(out) as folder:
-        save(model, tokenizer, folder)
-        write_json(Layout(folder).labels, labels)
-        write_json(Layout(folder).training_info, info)
-        write_validation(Layout(folder).validation, splits.validation, scores)
+        layout = Layout(folder)
+        scorer.save(folder)
+        write_json(layout.labels, labels)
+        write_json(layout.training_info, info)
+        write_scored(layout.validation, splits.validation, scores)
+        write_scored(layout.tuning, splits.tuning, tuning)
+        version.write(folder, previous, options.model_version)
+    shutil.rmtree(run_folder(out), ignore_errors=True)
     return info
 
 
-def write_validation(path: Path, comments: data.Comments, scores: np.ndarray) -> None:
-    """One JSON object a line: text, labels, scores. Later stages compare against it; it is not meant for publishing."""
-    with path.open("w", encoding="utf-8") as file:
-        for text, labels, row in zip(comments.texts, comments.labels, scores, strict=True):
-            values = {"text": text, "labels": labels.astype(int).tolist(), "scores": np.round(row, 6).tolist()}
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+def run_folder(out: Path) -> Path:
+    """Where a run keeps its checkpoints until the artifact ``out`` is written."""
+    return out.with_name(f"{out.name}.run")
 
 
-def build(config: EncoderConfig, texts: list[str]) -> tuple[ToxicityClassifier, PreTrainedTokenizerFast]:
-    """The untrained classifier and its tokenizer; an encoder from scratch learns its vocabulary from ``texts``."""
-    if config.pretrained is not None:
+def augment_training(splits: data.Splits, recipe: Recipe) -> data.Comments:
+    """Generated training comments, as the recipe asks for; none that stands in tuning or validation."""
+    config, seed = recipe.data, recipe.train.seed
+    texts: list[str] = []
+    labels = [np.zeros((0, len(splits.labels)), np.float32)]
+    if config.counterfactuals:
+        found = augment.counterfactuals(splits.train.texts, splits.train.labels, config.counterfactuals, seed)
+        texts, labels = texts + found[0], [*labels, found[1]]
+    if config.patterns:
+        found = augment.patterns(splits.labels, config.patterns, seed)
+        texts, labels = texts + found[0], [*labels, found[1]]
+    reported = {data.text_key(t) for t in (*splits.tuning.texts, *splits.validation.texts)}
+    kept = [i for i, text in enumerate(texts) if data.text_key(text) not in reported]
+    return data.Comments([texts[i] for i in kept], np.concatenate(labels)[kept])
+
+
+def fit_linear(
+    recipe: Recipe, splits: data.Splits, sources: Sources, options: Options, run: Path, processes: PartialState
+) -> tuple[Scorer, dict[str, Any]]:
+    """A linear model, and what its training cost.
+
+    :raises InvalidConfig: for what linear models do not have.
+    """
+    assert recipe.linear is not None
+    for given, what in (
+        (sources.teacher, "--teacher"),
+        (sources.unlabelled, "--unlabelled"),
+        (options.resume, "--resume"),
+        (options.mlflow, "--mlflow"),
+        (options.random_weights, "--random-weights"),
+    ):
+        if given:
+            raise InvalidConfig(f"{what} is for transformers; this recipe trains a linear model: leave it out")
+    normalizer = normalize_text if recipe.data.normalize else None
+    texts = [normalizer(t) for t in splits.train.texts] if normalizer else splits.train.texts
+    started = time.monotonic()
+    weights = linear.fit_linear(
+        recipe.linear, texts, splits.train.labels, splits.labels, splits.problem_type, recipe.train.seed, say
+    )
+    config = ClassifierConfig(problem_type=splits.problem_type, normalize=recipe.data.normalize, kind="linear")
+    return LinearScorer(weights, config, normalizer), loop.throughput(time.monotonic() - started, len(texts))
+
+
+def fit_transformer(
+    recipe: Recipe, splits: data.Splits, sources: Sources, options: Options, run: Path, processes: PartialState
+) -> tuple[Scorer, dict[str, Any]]:
+    """A fine-tuned encoder, and what its training cost."""
+    assert recipe.encoder is not None
+    if processes.is_main_process:
+        open_run(run, recipe, sources, options)
+    processes.wait_for_everyone()
+    model, tokenizer = build(
+        recipe.encoder,
+        splits.train.texts,
+        labels=splits.labels,
+        problem_type=splits.problem_type,
+        normalize=recipe.data.normalize,
+        random_weights=options.random_weights,
+        vocabulary=run / "tokenizer",
+        writes=processes.is_main_process,
+    )
+    processes.wait_for_everyone()
+    freeze(model, recipe.encoder.freeze_embeddings, recipe.encoder.freeze_layers)
+
+    texts, labels = splits.train.texts, splits.train.labels
+    known = {data.text_key(t) for part in (splits.train, splits.tuning, splits.validation) for t in part.texts}
+    more = [t for path in sources.unlabelled for t in data.read_texts(path) if data.text_key(t) not in known]
+    if more and sources.teacher is None:
+        raise InvalidConfig(f"{len(more)} unlabelled comments and no teacher: name one with --teacher")
+    texts = texts + more
+    labels = np.concatenate([labels, np.full((len(more), labels.shape[1]), np.nan, np.float32)])
+    teaching = None
+    if sources.teacher is not None:
+        hidden = recipe.distillation.hidden_weight > 0
+        teaching = teach(sources.teacher, texts, splits, run, hidden, processes)
+
+    config = recipe.train
+    balanced = config.class_weights == "balanced"
+    objective = loop.Objective(
+        model,
+        config,
+        loop.class_weights(splits.train.labels, splits.problem_type, config.max_class_weight) if balanced else None,
+        recipe.distillation if teaching is not None else None,
+        teaching.states.shape[1] if teaching is not None and teaching.states is not None else None,
+    )
+    examples = loop.Examples(texts, labels, lambda t: tokenize(model, tokenizer, t), config.pretokenize, teaching)
+    sampler = loop.LikeLengths(
+        examples.lengths,
+        positive_rows(labels, splits.problem_type),
+        config.batch_size,
+        config.seed,
+        recipe.data.repeat_positives,
+        config.sampler == "balanced",
+    )
+    scorer = TransformerScorer(model, tokenizer)
+    cost = loop.run(
+        objective,
+        examples,
+        sampler,
+        config,
+        run,
+        tokenizer.pad_token_id,
+        lambda: tuning_metrics(scorer, splits),
+        resume=options.resume,
+        mlflow=options.mlflow,
+    )
+    return scorer, cost
+
+
+def open_run(run: Path, recipe: Recipe, sources: Sources, options: Options) -> None:
+    """Make the folder of checkpoints, or check that the one that is there belongs to this recipe and data.
+
+    :raises InvalidConfig: when an unfinished run is there and neither ``resume`` nor ``restart`` is wanted, or the run
+        to resume was another one.
+    """
+    about = {
+        "recipe": asdict(recipe),
+        "data": [data.file_sha256(p) for p in (sources.data, *(p for _, p in sources.extra), *sources.unlabelled)],
+        "teacher": data.file_sha256(Layout(sources.teacher).weights) if sources.teacher is not None else None,
+        "random_weights": options.random_weights,
+    }
+    note = run / "run.json"
+    if options.restart and not options.resume:
+        shutil.rmtree(run, ignore_errors=True)
+    if note.is_file():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        checkpoint = loop.last_checkpoint(run)
+        where = f"{run} holds an unfinished run{f' with {Path(checkpoint).name}' if checkpoint else ''}"
+        if not options.resume:
+            raise InvalidConfig(f"{where}: go on from it with --resume, or discard it with --restart")
+        if before != json.loads(json.dumps(about)):
+            other = ", ".join(key for key in about if before.get(key) != json.loads(json.dumps(about[key])))
+            raise InvalidConfig(f"{where} with another {other}: resume it as it was, or discard it with --restart")
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(note, about)
+
+
+def build(
+    config: EncoderConfig,
+    texts: Sequence[str],
+    *,
+    labels: Sequence[str] = LABELS,
+    problem_type: str = metrics.MULTI_LABEL,
+    normalize: bool = False,
+    random_weights: bool = False,
+    vocabulary: Path | None = None,
+    writes: bool = True,
+) -> tuple[ToxicityClassifier, PreTrainedTokenizerFast]:
+    """The untrained classifier and its tokenizer; an encoder from scratch learns its vocabulary from ``texts``.
+
+    :param vocabulary: a folder to keep the learnt tokenizer in, and to take it from when it is there.
+    :param writes: whether this process writes it.
+    """
+    if config.pretrained is not None and not random_weights:
         encoder, encoder_values = load_encoder(config.pretrained)
         limit = getattr(encoder.config, "max_position_embeddings", config.max_tokens)
         if config.max_tokens > limit:
             raise InvalidConfig(f"encoder.max_tokens is {config.max_tokens}, {config.pretrained} reads at most {limit}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained_folder(config.pretrained))
     else:
-        tokenizer = learn_tokenizer(texts, config.max_vocab)
+        if config.config is None:
+            raise InvalidConfig("--random-weights needs the architecture in the recipe's encoder.config")
+        if vocabulary is not None and (vocabulary / "tokenizer.json").is_file():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(vocabulary)
+        else:
+            shown = [normalize_text(t) for t in texts] if normalize else texts
+            tokenizer = learn_tokenizer(shown, config.max_vocab, config.config["model_type"])
+            if vocabulary is not None and writes:
+                with new_folder(vocabulary) as folder:
+                    tokenizer.save_pretrained(folder)
         encoder = None
         encoder_values = {
-            **(config.config or {}),
+            **config.config,
             "vocab_size": len(tokenizer),
             "pad_token_id": tokenizer.pad_token_id,
             # RoBERTa's position numbers start behind the padding id
             "max_position_embeddings": config.max_tokens + tokenizer.pad_token_id + 1,
         }
-    classifier = ClassifierConfig(encoder_values, config.pooling, config.max_tokens, config.dropout)
-    model = ToxicityClassifier(classifier, encoder)
+    classifier = ClassifierConfig(
+        encoder_values, config.pooling, config.max_tokens, config.dropout, problem_type, normalize
+    )
+    model = ToxicityClassifier(classifier, encoder, len(labels))
+    model.normalizer = normalize_text if normalize else None
     if config.encoder_dropout is not None:
         for module in model.encoder.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -121,109 +344,96 @@ def build(config: EncoderConfig, texts: list[str]) -> tuple[ToxicityClassifier, 
     return model, tokenizer
 
 
-def learn_tokenizer(texts: list[str], max_vocab: int) -> PreTrainedTokenizerFast:
-    """A lower-casing WordPiece tokenizer with BERT's special tokens, its vocabulary learnt from ``texts``."""
+def learn_tokenizer(texts: Sequence[str], max_vocab: int, model_type: str = "bert") -> PreTrainedTokenizerFast:
+    """A tokenizer with BERT's special tokens, its vocabulary learnt from ``texts``.
+
+    Lower-casing WordPiece; for DeBERTa-v2 and v3, whose own is a SentencePiece model, a case-keeping unigram model.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from tokenizers.implementations import BertWordPieceTokenizer
 
-    learner = BertWordPieceTokenizer(lowercase=True)
-    learner.train_from_iterator(texts, vocab_size=max_vocab, min_frequency=2, show_progress=False)
-    return transformers.BertTokenizerFast(tokenizer_object=learner._tokenizer, do_lower_case=True)
-
-
-@torch.no_grad()
-def fold_calibration(model: ToxicityClassifier, slope: float, offsets: np.ndarray) -> None:
-    """Put ``sigmoid(slope * logit + offset)`` into the head's own weights, so that serving needs no extra step."""
-    model.head.weight.mul_(slope)
-    model.head.bias.mul_(slope).add_(torch.from_numpy(offsets).to(model.head.bias))
-
-
-def _examples(
-    comments: data.Comments, tokenizer: PreTrainedTokenizerFast, max_tokens: int, repeat_positives: int
-) -> list[dict[str, Any]]:
-    ids = tokenizer(comments.texts, truncation=True, max_length=max_tokens)["input_ids"]
-    examples = []
-    for row, labels in zip(ids, comments.labels, strict=True):
-        example = {"input_ids": row, "labels": labels}
-        examples.extend([example] * (repeat_positives if labels.any() else 1))
-    return examples
-
-
-def _train(
-    model: ToxicityClassifier, tokenizer: PreTrainedTokenizerFast, examples: list[dict[str, Any]], config: TrainConfig
-) -> None:
-    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        input_ids, attention_mask = pad([r["input_ids"] for r in rows], tokenizer.pad_token_id)
-        labels = torch.from_numpy(np.stack([r["labels"] for r in rows]))
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=config.epochs,
-            per_device_train_batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            warmup_ratio=config.warmup_ratio,
-            max_grad_norm=config.max_grad_norm,
-            lr_scheduler_type="linear",
-            group_by_length=True,
-            seed=config.seed,
-            logging_steps=20,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,  # LossInProgressBar replaces it
-            remove_unused_columns=False,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=examples,
-            data_collator=collate,
-            optimizers=(_optimizer(model, config), None),
-            callbacks=[LossInProgressBar],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-
-
-def _optimizer(model: ToxicityClassifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW with no weight decay on biases and norms, and a learning rate of its own for the new head."""
-    decayed = [p for p in model.encoder.parameters() if p.ndim > 1]
-    plain = [p for p in model.encoder.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-            {"params": list(model.head.parameters()), "lr": config.head_learning_rate, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        fused=True,
+    if model_type != "deberta-v2":
+        learner = BertWordPieceTokenizer(lowercase=True)
+        learner.train_from_iterator(texts, vocab_size=max_vocab, min_frequency=2, show_progress=False)
+        return transformers.BertTokenizerFast(tokenizer_object=learner._tokenizer, do_lower_case=True)
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=max_vocab, special_tokens=special, unk_token="[UNK]", show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ends)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **{f"{name.strip('[]').lower()}_token": name for name in special},
     )
 
 
-class LossInProgressBar(ProgressCallback):
-    """transformers' progress bar, with the loss beside the speed instead of one printed line per log entry."""
+def teach(
+    teacher: Path, texts: Sequence[str], splits: data.Splits, run: Path, hidden: bool, processes: PartialState
+) -> loop.Teaching:
+    """The teacher's logits for ``texts`` and, where wanted, its pooled states; kept in the run folder.
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}", lr=f"{logs['learning_rate']:.1e}")
+    :raises InvalidArtifact: when the teacher has other labels.
+    """
+    layout = Layout(teacher)
+    layout.check()
+    labels, problem_type = layout.read_labels().labels, layout.read_config().problem_type
+    if (labels, problem_type) != (splits.labels, splits.problem_type):
+        raise InvalidArtifact(
+            f"the teacher {teacher} has the labels {', '.join(labels)} ({problem_type}), the data "
+            f"{', '.join(splits.labels)} ({splits.problem_type}): take a teacher of these labels"
+        )
+    key = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    kept = run / f"teacher-{key}{'-states' if hidden else ''}.npz"
+    if not kept.is_file() and processes.is_main_process:
+        scorer, _, _ = load_scorer(teacher)
+        answers = {"logits": scorer.logits(texts, "teacher").astype(np.float32)}
+        if hidden:
+            if not isinstance(scorer, TransformerScorer):
+                raise InvalidArtifact(f"the teacher {teacher} has no hidden states: set distillation.hidden_weight=0")
+            answers["states"] = predict_states(scorer.network, scorer.tokenizer, texts)
+        partial = kept.with_name(f".{kept.name}")
+        np.savez(partial.with_suffix(".part.npz"), **answers)
+        partial.with_suffix(".part.npz").replace(kept)
+    processes.wait_for_everyone()
+    with np.load(kept) as found:
+        return loop.Teaching(found["logits"], found["states"] if hidden else None)
+
+
+def positive_rows(labels: np.ndarray, problem_type: str) -> np.ndarray:
+    """Rows with any label; single-label: rows of any class but the most frequent. *Shape:* ``(comments,)``."""
+    known = np.nan_to_num(labels) > 0.5
+    if problem_type == metrics.SINGLE_LABEL:
+        known[:, int(known.sum(0).argmax())] = False
+    return np.asarray(known.any(1))
+
+
+def tuning_metrics(scorer: Scorer, splits: data.Splits) -> dict[str, float]:
+    """Of the tuning comments, by the names in :data:`train.config.METRICS`; F1 at the best thresholds."""
+    truth = splits.tuning.labels
+    scores = scorer.scores(splits.tuning.texts)
+    thresholds = metrics.best_f1_thresholds(scores, truth, splits.labels)
+    found = metrics.evaluate(scores, truth, splits.labels, thresholds, splits.problem_type)
+    chance = np.clip(scores, 1e-7, 1 - 1e-7)
+    if splits.problem_type == metrics.SINGLE_LABEL:
+        loss = -np.log(chance[truth > 0.5]).mean()
+    else:
+        loss = -(truth * np.log(chance) + (1 - truth) * np.log(1 - chance)).mean()
+    values = {"mean_roc_auc": found["mean_roc_auc"], "mean_pr_auc": found["mean_pr_auc"]}
+    return {**{k: v if v is not None else 0.0 for k, v in values.items()}, "macro_f1": found["macro_f1"], "loss": loss}
 
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    from importlib.metadata import version
+    from importlib.metadata import version as package_version
 
     packages = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn")
-    return {"python": platform.python_version(), **{p: version(p) for p in packages}}
+    return {"python": platform.python_version(), **{p: package_version(p) for p in packages}}
 
 
 def say(message: str) -> None:
     sys.stderr.write(message + "\n")
-
-
-def overridden(recipe: Recipe, epochs: float | None, seed: int | None) -> Recipe:
-    """The recipe with what the command line overrides."""
-    changes = {k: v for k, v in (("epochs", epochs), ("seed", seed)) if v is not None}
-    return replace(recipe, train=replace(recipe.train, **changes))  # type: ignore[arg-type]

