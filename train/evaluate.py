@@ -105,14 +105,16 @@ def evaluate_scorer(
     labels, rows, config = layout.read_labels(), layout.read_validation(), layout.read_config()
     names, thresholds, problem = labels.labels, labels.thresholds, config.problem_type
     texts, truth = [row["text"] for row in rows], _truth(rows)
-    model = {"name": folder.name, "scored_by": "torch" if config.kind == "transformer" else "scikit-learn"}
-    if scores is not None:
+    info = layout.read_training_info()
+    model: dict[str, Any]
+    if scores is not None:  # of another model, whose size and kind nobody here knows
         values, model = read_scores(scores, texts, labels)
     else:
+        engine = "torch" if config.kind == "transformer" else "scikit-learn"
+        model = {"name": folder.name, "scored_by": engine, **_described(layout, info)}
         values = np.asarray(predict(texts) if predict is not None else _recorded(rows), np.float64)
-    info = layout.read_training_info()
     result: dict[str, Any] = {
-        "model": {**_described(layout, info), **model},
+        "model": model,
         "data": {**info["data"], "validation_sha256": texts_sha256(texts)},
         "training": {
             k: info[k] for k in ("seed", "seconds", "machine", "git_commit", "versions", "throughput") if k in info
