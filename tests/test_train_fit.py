@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from train import data, metrics
 from train.__main__ import main
@@ -110,6 +113,20 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(
         error = capsys.readouterr().err
         assert reason in error and "to train on" not in error
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_same_texts_give_the_same_vocabulary_in_every_process() -> None:
+    code = (
+        "from train.fit import learn_tokenizer\n"
+        "words = [chr(97 + i % 26) * (1 + i % 5) + chr(97 + i * 7 % 26) for i in range(400)]\n"
+        "print(sorted(learn_tokenizer(words * 2, 250).get_vocab().items(), key=lambda t: t[1]))"
+    )
+    found = [
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert found[0] == found[1]
+    assert found[0].startswith("[('[PAD]', 0), ('[UNK]', 1), ('[CLS]', 2)")
 
 
 def test_more_tokens_than_the_encoder_reads_are_refused() -> None:

@@ -29,7 +29,8 @@ TRANSFORMERS = {
     "compact": SMALL,
     "distil": SMALL,
 }
-TINY = ["encoder.max_vocab=400", "encoder.max_tokens=32", "train.epochs=4", "train.learning_rate=3e-3"]
+TINY = ["encoder.max_vocab=400", "encoder.max_tokens=32", "train.epochs=8", "train.batch_size=16"]
+TINY += ["train.learning_rate=3e-3"]
 TUNING = ["data.tuning.rows=80"]
 LINEAR = ["baseline-logreg", "baseline-logreg-hate", "baseline-svm", "baseline-svm-hate", "linear"]
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from train import augment, data, linear, loop, metrics, version
@@ -349,13 +351,10 @@ def learn_tokenizer(texts: Sequence[str], max_vocab: int, model_type: str = "ber
 
     Lower-casing WordPiece; for DeBERTa-v2 and v3, whose own is a SentencePiece model, a case-keeping unigram model.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from tokenizers.implementations import BertWordPieceTokenizer
+    from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
     if model_type != "deberta-v2":
-        learner = BertWordPieceTokenizer(lowercase=True)
-        learner.train_from_iterator(texts, vocab_size=max_vocab, min_frequency=2, show_progress=False)
-        return transformers.BertTokenizerFast(tokenizer_object=learner._tokenizer, do_lower_case=True)
+        return transformers.BertTokenizerFast(tokenizer_object=_learn_wordpiece(texts, max_vocab), do_lower_case=True)
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
@@ -370,6 +369,31 @@ def learn_tokenizer(texts: Sequence[str], max_vocab: int, model_type: str = "ber
         tokenizer_object=tokenizer,
         **{f"{name.strip('[]').lower()}_token": name for name in special},
     )
+
+
+def _learn_wordpiece(texts: Sequence[str], max_vocab: int, max_alphabet: int = 1000) -> Tokenizer:
+    """The same vocabulary for the same texts, every time.
+
+    The trainer numbers the pieces inside words (``##a``) as it meets them in an unordered map, and breaks ties between
+    merges by these numbers. So it is given the alphabet, with a number for each such piece, beforehand.
+    """
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    learner = BertWordPieceTokenizer(lowercase=True)
+    counts = Counter(character for text in texts for character in learner.normalize(text) if not character.isspace())
+    alphabet = sorted(sorted(counts, key=lambda c: (-counts[c], c))[:max_alphabet])
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    learner.train_from_iterator(
+        texts,
+        vocab_size=max_vocab,
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        special_tokens=[*special, *(f"##{character}" for character in alphabet)],
+        show_progress=False,
+    )
+    # made anew, because the numbered pieces count as special tokens in the trained one
+    return BertWordPieceTokenizer(vocab=learner.get_vocab(), lowercase=True)._tokenizer
 
 
 def teach(

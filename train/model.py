@@ -52,11 +52,11 @@ class ToxicityClassifier(nn.Module):
     """
 
     normalizer: Callable[[str], str] | None = None
-    isotonic: IsotonicCalibration | None = None
 
     def __init__(self, config: ClassifierConfig, encoder: nn.Module | None = None, labels: int = len(LABELS)) -> None:
         super().__init__()
         self.config = config
+        self.isotonic: IsotonicCalibration | None = None
         # "eager" attention: the only one whose graph ONNX Runtime fuses (DESIGN.md, fact 3)
         self.encoder: Any = encoder or AutoModel.from_config(encoder_config(config), attn_implementation="eager")
         self.dropout = nn.Dropout(config.dropout)
