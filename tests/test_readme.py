@@ -57,7 +57,9 @@ def test_every_linked_file_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["train", "train fit", "train eval", "export.onnx", "serve", "client", "loadtest run"]
+    "module",
+    ["train", *(f"train {c}" for c in ("fit", "eval", "tune", "calibrate", "predict", "compare", "results", "bench"))]
+    + ["export.onnx", "serve", "client", "loadtest run"],
 )
 def test_every_command_shown_has_help(module: str) -> None:
     assert f"python -m {module.split()[0]}" in README

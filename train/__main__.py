@@ -1,4 +1,4 @@
-"""``python -m train fit|eval|tune|calibrate|predict|compare|bench``: the command line of training."""
+"""``python -m train fit|eval|tune|calibrate|predict|compare|results|bench``: the command line of training."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def parser() -> Parser:
     compare.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="folders that `fit` wrote")
     compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     compare.add_argument("--out", type=Path, help="JSON file to write the table to")
+    results = command("results", "write train/RESULTS.md from the files in train/results")
+    results.add_argument("--check", action="store_true", help="only say whether the page is up to date")
     bench = command("bench", "training speed and memory of each recipe on this machine")
     bench.add_argument("--data", type=Path, required=True, help="comments in the Jigsaw format")
     bench.add_argument("--recipes", nargs="*", help="names of shipped recipes; all where none is given")
@@ -262,6 +264,18 @@ def run_predict(arguments: argparse.Namespace) -> int:
         temporary = arguments.out.with_name(f".{arguments.out.name}")
         temporary.write_text("".join(lines), encoding="utf-8")
         temporary.replace(arguments.out)
+    return 0
+
+
+def run_results(arguments: argparse.Namespace) -> int:
+    from train import results
+
+    if arguments.check:
+        same = results.PAGE.is_file() and results.PAGE.read_text(encoding="utf-8") == results.render()
+        print(f"{results.PAGE} is {'up to date' if same else 'not what the files say: run `python -m train results`'}")
+        return 0 if same else 1
+    results.write()
+    print(f"wrote {results.PAGE}")
     return 0
 
 

@@ -83,10 +83,10 @@ def evaluate_scorer(
     Always: the metrics of :func:`train.metrics.evaluate` on the validation comments, the same by length, the points of
     the curves, and where the model comes from. On demand: HateCheck, identity bias, obfuscation, the worst errors.
 
-    :param predict: texts to probabilities, as the model is served; ``None`` takes the scores that the artifact's
-        ``validation.jsonl`` or the file ``scores`` holds, and does without the parts that need other texts.
+    :param predict: texts to probabilities; ``None`` does without the parts that need other texts scored. The
+        validation comments have their scores in the artifact's ``validation.jsonl``.
     :param folder: the artifact, for its validation comments and thresholds.
-    :param scores: see :func:`evaluate_artifact`; instead of asking ``predict`` about the validation comments.
+    :param scores: see :func:`evaluate_artifact`; instead of those that the artifact recorded.
     :param hatecheck: files of test cases; the result has them by the name of the file.
     :param hatecheck_labels: any of them counts as hate; by default :func:`train.hatecheck.hate_labels`.
     :param madlibs: template sentences, see :func:`train.bias.read_madlibs`.
@@ -112,7 +112,7 @@ def evaluate_scorer(
     else:
         engine = "torch" if config.kind == "transformer" else "scikit-learn"
         model = {"name": folder.name, "scored_by": engine, **_described(layout, info)}
-        values = np.asarray(predict(texts) if predict is not None else _recorded(rows), np.float64)
+        values = _recorded(rows)
     result: dict[str, Any] = {
         "model": model,
         "data": {**info["data"], "validation_sha256": texts_sha256(texts)},
