@@ -267,3 +267,17 @@ def test_random_weights_need_an_architecture(comments_csv: Path, tmp_path: Path)
     recipe = read_recipe("minilm", ["data.validation={fraction: 0.1}", "data.tuning={fraction: 0.1}"])
     with pytest.raises(InvalidConfig, match=r"--random-weights needs the architecture in the recipe's encoder\.config"):
         fit(recipe, Sources(comments_csv), tmp_path / "a", Options(random_weights=True))
+
+
+def test_a_run_is_logged_to_mlflow(tmp_path: Path, comments_csv: Path, tiny_recipe: Path) -> None:
+    store = tmp_path / "store"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_ALLOW_FILE_STORE": "true"}
+    environment["MLFLOW_TRACKING_URI"] = store.as_uri()
+    arguments = ["fit", "--config", str(tiny_recipe), "--data", str(comments_csv), "--out", str(tmp_path / "a")]
+    arguments += ["--mlflow", "moderation", "--set", "train.patience=9", "--set", "train.epochs=2"]
+    command = [sys.executable, "-m", "train", *arguments]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
+    assert "name: moderation" in "".join(p.read_text() for p in store.glob("*/meta.yaml"))
+    (logged,) = store.glob("*/*/metrics/eval_mean_roc_auc")
+    assert len(logged.read_text().splitlines()) == 2  # an evaluation an epoch
+    assert [p.name for p in tmp_path.iterdir() if p != store] == ["a"]

@@ -36,7 +36,7 @@ LINEAR = ["baseline-logreg", "baseline-logreg-hate", "baseline-svm", "baseline-s
 
 
 def test_every_shipped_recipe_is_tested() -> None:
-    assert sorted([*TRANSFORMERS, *LINEAR, "minilm"]) == shipped_recipes()
+    assert sorted([*TRANSFORMERS, *LINEAR, "minilm", "hate-minilm"]) == shipped_recipes()
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,13 @@ def test_recipe_trains_saves_loads_and_exports(
         == 0
     )
     assert (tmp_path / "r/toxicity_encoder/1/model.onnx").is_file()
+
+
+def test_pip_carried_encoder_is_fine_tuned(tmp_path: Path, tweets: Path) -> None:
+    arguments = ["fit", "--config", "hate-minilm", "--data", str(tweets), "--out", str(tmp_path / "a")]
+    arguments += ["--set", "train.epochs=1", "--set", "data.patterns=50", "--set", "encoder.max_tokens=24"]
+    assert main(arguments) == 0
+    assert Layout(tmp_path / "a").read_training_info()["metrics"]["validation"]["macro_f1"] > 0.9
 
 
 @pytest.mark.parametrize("recipe", LINEAR)

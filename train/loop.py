@@ -8,6 +8,7 @@ count only when they are whole.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
@@ -88,7 +89,7 @@ class Objective(nn.Module):
         teacher_hidden: int | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.config, self.distillation = model, config, distillation
+        self.model, self.smoothing, self.distillation = model, config.label_smoothing, distillation
         self.single = model.config.problem_type == "single_label_classification"
         self.weights: Tensor | None
         self.register_buffer("weights", weights, persistent=False)
@@ -125,7 +126,7 @@ class Objective(nn.Module):
         """
         known = ~labels.isnan()
         truth = labels.nan_to_num()
-        smoothing = self.config.label_smoothing
+        smoothing = self.smoothing
         if self.single:
             loss = nn.functional.cross_entropy(
                 logits, truth.argmax(1), weight=self.weights, label_smoothing=smoothing, reduction="none"
@@ -229,6 +230,8 @@ def run(
     if config.precision == "fp16" and not gpu:
         raise InvalidConfig("train.precision is fp16, which needs a GPU; this machine has none: use bf16 or fp32")
     if mlflow is not None:
+        if importlib.util.find_spec("mlflow") is None:
+            raise InvalidConfig("--mlflow needs the package mlflow: pip install mlflow, or leave the option out")
         os.environ["MLFLOW_EXPERIMENT_NAME"] = mlflow
     when = "steps" if config.save_steps is not None else "epoch"
     select = config.patience is not None
