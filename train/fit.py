@@ -103,9 +103,10 @@ def fit(recipe: Recipe, sources: Sources, out: Path, options: Options = Options(
         )
     added = augment_training(splits, recipe)
     splits = replace(splits, train=splits.train.joined(added))
-    scorer, throughput = (fit_linear if recipe.linear is not None else fit_transformer)(
-        recipe, splits, sources, options, run_folder(out), processes
-    )
+    if recipe.linear is not None:
+        scorer, throughput = fit_linear(recipe, splits, sources, options)
+    else:
+        scorer, throughput = fit_transformer(recipe, splits, sources, options, run_folder(out), processes)
     if not processes.is_main_process:
         return None
 
@@ -147,7 +148,8 @@ def fit(recipe: Recipe, sources: Sources, out: Path, options: Options = Options(
         write_scored(layout.validation, splits.validation, scores)
         write_scored(layout.tuning, splits.tuning, tuning)
         version.write(folder, previous, options.model_version)
-    shutil.rmtree(run_folder(out), ignore_errors=True)
+    if recipe.linear is None:
+        shutil.rmtree(run_folder(out), ignore_errors=True)
     return info
 
 
@@ -165,7 +167,10 @@ def augment_training(splits: data.Splits, recipe: Recipe) -> data.Comments:
         found = augment.counterfactuals(splits.train.texts, splits.train.labels, config.counterfactuals, seed)
         texts, labels = texts + found[0], [*labels, found[1]]
     if config.patterns:
-        found = augment.patterns(splits.labels, config.patterns, seed)
+        try:
+            found = augment.patterns(splits.labels, config.patterns, seed)
+        except ValueError as error:
+            raise InvalidConfig(f"data.patterns: {error}") from None
         texts, labels = texts + found[0], [*labels, found[1]]
     reported = {data.text_key(t) for t in (*splits.tuning.texts, *splits.validation.texts)}
     kept = [i for i, text in enumerate(texts) if data.text_key(text) not in reported]
@@ -173,7 +178,7 @@ def augment_training(splits: data.Splits, recipe: Recipe) -> data.Comments:
 
 
 def fit_linear(
-    recipe: Recipe, splits: data.Splits, sources: Sources, options: Options, run: Path, processes: PartialState
+    recipe: Recipe, splits: data.Splits, sources: Sources, options: Options
 ) -> tuple[Scorer, dict[str, Any]]:
     """A linear model, and what its training cost.
 
