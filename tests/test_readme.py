@@ -42,10 +42,6 @@ def test_numbers_of_the_export_are_the_published_versions() -> None:
     parity, training = report["parity"]["int8"], report["training"]
     assert f"took {training['seconds'] // 60:.0f} minutes" in README
     assert f"{training['data']['train']} comments to train on" in README
-    trained = training["metrics"]["validation"]
-    means = re.search(r"^mean +([\d.]+) +([\d.]+) +([\d.]+)$", README, re.MULTILINE)
-    assert means
-    assert list(means.groups()) == [f"{trained[f'mean_{key}']:.4f}" for key in ("roc_auc", "pr_auc", "f1")]
     assert f"largest difference {parity['max_difference']:.5f}" in README
     assert f"decisions changed {parity['flip_rate']:.3%}" in README
     assert f"INT8 changed {parity['flip_rate']:.2%} of the decisions" in README
