@@ -35,6 +35,7 @@ def test_there_is_nothing_but_what_triton_reads() -> None:
         f"toxicity_encoder/{LATEST}/model.onnx",
         "toxicity_tokenizer/config.pbtxt",
         f"toxicity_tokenizer/{LATEST}/model.py",
+        f"toxicity_tokenizer/{LATEST}/normalizer.py",
         f"toxicity_tokenizer/{LATEST}/tokenizer.json",
     }
 

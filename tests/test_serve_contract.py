@@ -53,6 +53,20 @@ def test_a_text_scores_the_same_alone_in_a_batch_and_beside_a_long_neighbour(raw
     assert np.array_equal(raw(texts)[0], together)  # the same batch gives the same scores
 
 
+def test_disguised_insults_score_as_plain_ones(raw: Raw) -> None:
+    plain, *disguised = raw(
+        [
+            "You are such an idiot",
+            "You are such an 1d10t",
+            "You are such an i d i o t",
+            "You are such an \u0456di\u043et",
+        ]
+    )[0]
+    assert plain[0] > 0.8
+    for scores in disguised:
+        np.testing.assert_allclose(scores, plain, atol=0.1)
+
+
 def test_the_starter_model_tells_an_insult_from_thanks(raw: Raw) -> None:
     scores = raw(["You are a complete idiot.", "Thank you, that helps a lot!"])[0]
     toxic, insult = LABELS.index("toxic"), LABELS.index("insult")

@@ -195,7 +195,8 @@ def run_eval(arguments: argparse.Namespace) -> int:
         write_html(result, arguments.html)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.out, {k: v for k, v in result.items() if k != "examples"})
+        # texts are not to be published, and the plots' points follow from validation.jsonl
+        write_json(arguments.out, {k: v for k, v in result.items() if k not in ("examples", "curves")})
     print(markdown(result) if arguments.markdown else table(result["validation"]))
     for name, found in result.get("hatecheck", {}).items():
         print(f"{name}: {found['accuracy']:.1%} of {found['cases']} cases right")
