@@ -101,7 +101,8 @@ def test_recipe_trains_saves_loads_and_exports(
 
 def test_pip_carried_encoder_is_fine_tuned(tmp_path: Path, tweets: Path) -> None:
     arguments = ["fit", "--config", "hate-minilm", "--data", str(tweets), "--out", str(tmp_path / "a")]
-    arguments += ["--set", "train.epochs=1", "--set", "data.patterns=50", "--set", "encoder.max_tokens=24"]
+    arguments += ["--set", "train.epochs=3", "--set", "train.batch_size=8", "--set", "encoder.max_tokens=24"]
+    arguments += ["--set", "data.patterns=20"]
     assert main(arguments) == 0
     assert Layout(tmp_path / "a").read_training_info()["metrics"]["validation"]["macro_f1"] > 0.9
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -311,9 +310,15 @@ def throughput(seconds: float, comments: int) -> dict[str, Any]:
     ``peak_memory_bytes`` is the process's resident memory, or the memory allocated on the GPU where one is used.
     """
     gpu = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if gpu else peak_resident_bytes()
     rate = round(comments / seconds, 1) if seconds else 0.0
     return {"seconds": round(seconds, 1), "comments": comments, "comments_per_s": rate, "peak_memory_bytes": peak}
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process held. getrusage would count what its parent held when it was started."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def last_checkpoint(folder: Path) -> str | None:

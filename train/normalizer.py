@@ -314,7 +314,7 @@ convey tech functions presentation towns scandal occupied communications ray dam
 apple edge pacific yea proposals searched jeff visual traffic string movements duty wave borders crew increasing
 distribution archiving pen percent visitors exercise damned ethics loved cars deciding dot breath activist invasion
 michigan identifying terribly headed histories surname monster portuguese resort contract infinite wishing oldest
-tower fired resistance hmmm outdated mod weather schedule bus constructively psychology senior casual criticized
+tower fired resistance outdated mod weather schedule bus constructively psychology senior casual criticized
 contradict credits sharing alien adopt volunteers younger lover rose implied disagreed blah ruin rewriting foot nom
 valley crash pursue politely arguably inconsistent investigate splitting attract doom simon ideal tracks acceptance
 notably substance cum oops officers terror scare transcluded outrageous retain newbie jerusalem generate sought
