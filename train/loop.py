@@ -221,6 +221,7 @@ def run(
 
     :param evaluate: metrics of the tuning comments, by the names in :data:`train.config.METRICS`.
     :param resume: go on from the last whole checkpoint in ``folder``.
+    :param max_steps: stop after so many steps, without evaluations and checkpoints: to measure speed.
     :param mlflow: the name of an MLflow experiment to log to (``MLFLOW_TRACKING_URI`` says where).
     :returns: see :func:`throughput`.
     :raises InvalidConfig: when the device cannot do what the recipe asks for.
@@ -233,7 +234,7 @@ def run(
             raise InvalidConfig("--mlflow needs the package mlflow: pip install mlflow, or leave the option out")
         os.environ["MLFLOW_EXPERIMENT_NAME"] = mlflow
     when = "steps" if config.save_steps is not None else "epoch"
-    select = config.patience is not None
+    select = config.patience is not None and max_steps < 0
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -275,7 +276,7 @@ def run(
         return {"input_ids": input_ids, "attention_mask": attention_mask, **others}
 
     epochs = EpochForSampler(sampler)
-    patience = [EarlyStoppingCallback(config.patience)] if config.patience is not None else []
+    patience = [EarlyStoppingCallback(config.patience)] if select else []
     trainer = TuningTrainer(
         model=objective,
         args=arguments,
