@@ -27,8 +27,9 @@ def objective(problem_type: str = "multi_label_classification", **values: object
     config = ClassifierConfig({**SMALL, "vocab_size": 50, "intermediate_size": 32}, problem_type=problem_type)
     weights = values.pop("weights", None)
     distillation = values.pop("distillation", None)
+    mask_id = values.pop("mask_id", None)
     model = ToxicityClassifier(config, labels=2)
-    return Objective(model.eval(), TrainConfig(**values), weights, distillation)  # type: ignore[arg-type]
+    return Objective(model.eval(), TrainConfig(**values), weights, distillation, mask_id=mask_id)  # type: ignore[arg-type]
 
 
 def inputs(labels: list[list[float]]) -> dict[str, torch.Tensor]:
@@ -61,6 +62,25 @@ def test_single_label_loss_smooths_and_skips_rows_of_unknown_class() -> None:
     batch = inputs([[1.0, 0.0], [float("nan"), float("nan")]])
     logs = torch.log_softmax(it.model.logits(batch["input_ids"], batch["attention_mask"]), 1)
     torch.testing.assert_close(it(**batch)["loss"], -(0.9 * logs[0, 0] + 0.1 * logs[0, 1]))
+
+
+def test_token_dropout_hides_other_tokens_at_every_sight_of_a_comment_in_training_alone() -> None:
+    it = objective(token_dropout=0.5, mask_id=49)
+    batch = inputs([[1.0, 0.0]] * 8)
+    batch["attention_mask"][:, 2] = 0
+    seen = []
+    it.model.encoder.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"]), with_kwargs=True)
+    it.eval()(**batch)
+    assert torch.equal(seen[0], batch["input_ids"])
+    it.train()
+    it(**batch)
+    it(**batch)
+    for ids in seen[1:]:
+        assert torch.equal(ids[:, [0, 2]], batch["input_ids"][:, [0, 2]])  # neither [CLS] nor padding
+        assert 0 < (ids[:, 1] == 49).sum() < 8
+    assert not torch.equal(seen[1], seen[2])
+    with pytest.raises(InvalidConfig, match=r"token_dropout is 0\.5, but the tokenizer has no mask token"):
+        objective(token_dropout=0.5)
 
 
 def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn() -> None:

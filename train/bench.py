@@ -98,7 +98,7 @@ def measure_transformer(recipe: Recipe, texts: list[str], labels: np.ndarray, st
     sampler = loop.LikeLengths(examples.lengths, positive[: len(texts)], config.batch_size, config.seed)
     with tempfile.TemporaryDirectory() as scratch:
         cost = loop.run(
-            loop.Objective(network, config),
+            loop.Objective(network, config, mask_id=tokenizer.mask_token_id),
             examples,
             sampler,
             config,

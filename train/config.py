@@ -164,6 +164,9 @@ class TrainConfig:
     :param sampler: ``shuffle``, or ``balanced``: half of an epoch's comments have a label, drawn with replacement.
     :param label_smoothing: single-label: the share of the target spread over all classes; multi-label: 0 and 1
         become half of it and 1 less half of it.
+    :param token_dropout: the share of tokens that training hides behind ``[MASK]``, other ones at every sight of a
+        comment: against learning comments by heart, at no cost. Source: Iyyer et al., "Deep unordered composition
+        rivals syntactic methods for text classification", 2015 (there the words are left out).
     :param pretokenize: tokenize all comments before the first step instead of on the fly.
     :param save_steps: steps between checkpoints; ``None`` for one an epoch.
     """
@@ -186,6 +189,7 @@ class TrainConfig:
     max_class_weight: float = 50.0
     sampler: str = "shuffle"
     label_smoothing: float = 0.0
+    token_dropout: float = 0.0
     pretokenize: bool = True
     save_steps: int | None = None
     save_total_limit: int = 2
@@ -201,7 +205,7 @@ class TrainConfig:
             _above_zero(f"train.{name}", getattr(self, name))
         if self.head_learning_rate is not None:
             _above_zero("train.head_learning_rate", self.head_learning_rate)
-        for name in ("warmup_ratio", "label_smoothing"):
+        for name in ("warmup_ratio", "label_smoothing", "token_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidConfig(f"train.{name} is {getattr(self, name)}, must lie in [0, 1)")
         _one_of("train.schedule", self.schedule, SCHEDULES)

@@ -245,6 +245,7 @@ def fit_transformer(
         loop.class_weights(splits.train.labels, splits.problem_type, config.max_class_weight) if balanced else None,
         recipe.distillation if teaching is not None else None,
         teaching.states.shape[1] if teaching is not None and teaching.states is not None else None,
+        tokenizer.mask_token_id,
     )
     examples = loop.Examples(texts, labels, lambda t: tokenize(model, tokenizer, t), config.pretokenize, teaching)
     sampler = loop.LikeLengths(

@@ -77,7 +77,10 @@ class Examples(torch.utils.data.Dataset):
 
 
 class Objective(nn.Module):
-    """The classifier with its loss: what the Trainer trains, and what a checkpoint holds."""
+    """The classifier with its loss: what the Trainer trains, and what a checkpoint holds.
+
+    :param mask_id: the token that ``token_dropout`` puts in the place of others.
+    """
 
     def __init__(
         self,
@@ -86,9 +89,15 @@ class Objective(nn.Module):
         weights: Tensor | None = None,
         distillation: DistillationConfig | None = None,
         teacher_hidden: int | None = None,
+        mask_id: int | None = None,
     ) -> None:
         super().__init__()
+        if config.token_dropout and mask_id is None:
+            raise InvalidConfig(
+                f"train.token_dropout is {config.token_dropout}, but the tokenizer has no mask token: set it to 0"
+            )
         self.model, self.smoothing, self.distillation = model, config.label_smoothing, distillation
+        self.token_dropout, self.mask_id = config.token_dropout, mask_id
         self.single = model.config.problem_type == "single_label_classification"
         self.weights: Tensor | None
         self.register_buffer("weights", weights, persistent=False)
@@ -103,6 +112,10 @@ class Objective(nn.Module):
         teacher_states: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """:param labels: 0, 1 or NaN for unknown. *Shape:* ``(batch, labels)``; :returns: the mean ``loss``."""
+        if self.training and self.token_dropout:
+            hidden = torch.rand(input_ids.shape, device=input_ids.device) < self.token_dropout
+            hidden[:, 0] = False  # [CLS], the state that `cls` pools
+            input_ids = input_ids.masked_fill(hidden & attention_mask.bool(), self.mask_id)
         pooled = self.model.pooled(input_ids, attention_mask)
         logits = self.model.head(self.model.dropout(pooled)).float()
         hard, known = self.hard(logits, labels.float())
