@@ -90,5 +90,5 @@ def test_madlibs_are_read_and_refused(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(InvalidData, match=message):
             read_madlibs(path)
-    with pytest.raises(InvalidData, match="no template sentences"):
+    with pytest.raises(InvalidData, match="no test sentences"):
         read_madlibs(tmp_path / "none.csv")

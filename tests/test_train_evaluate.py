@@ -10,7 +10,7 @@ import pytest
 
 from train.__main__ import main
 from train.artifact import LABELS, ClassifierConfig, InvalidArtifact, Labels, Layout, write_json
-from train.evaluate import by_length, compare, curves, evaluate_artifact, evaluate_scorer, markdown, worst_errors
+from train.evaluate import by_length, compare, curves, evaluate_scorer, markdown, worst_errors
 from train.metrics import evaluate
 
 
@@ -124,7 +124,7 @@ def test_texts_stay_out_unless_asked_for(tmp_path: Path) -> None:
 
 def test_recorded_scores_do_where_no_other_texts_are_scored(tmp_path: Path) -> None:
     folder = written(tmp_path / "m", TEXTS)
-    assert evaluate_scorer(None, folder)["validation"] == evaluate_artifact(folder)["validation"]
+    assert evaluate_scorer(None, folder)["validation"] == evaluate_scorer(by_words, folder)["validation"]
     with pytest.raises(ValueError, match="need a model"):
         evaluate_scorer(None, folder, obfuscation=True)
 

@@ -83,7 +83,7 @@ def test_files_are_read_and_refused(tmp_path: Path) -> None:
     path.write_text("test_case\na\n")
     with pytest.raises(InvalidData, match="lacks the column label_gold, functionality"):
         read_hatecheck(path)
-    with pytest.raises(InvalidData, match="no HateCheck cases"):
+    with pytest.raises(InvalidData, match="no test sentences"):
         read_hatecheck(tmp_path / "none.csv")
     with pytest.raises(ValueError, match="none of the labels regular"):
         hate_labels(["regular"])

@@ -105,7 +105,10 @@ def eval_options(p: Parser) -> None:
     p.add_argument("--hatecheck", type=Path, action="append", default=[], help="HateCheck test cases; may be repeated")
     p.add_argument("--madlibs", type=Path, help="intersectional madlibs, for identity bias")
     p.add_argument("--obfuscation", action="store_true", help="score the validation comments obfuscated, too")
-    p.add_argument("--out", type=Path, help="JSON file to write the result to")
+    p.add_argument(
+        "--obfuscation-comments", type=int, metavar="N", help="so many of them, drawn at random (default: all)"
+    )
+    p.add_argument("--out", type=Path, help="JSON file to write the result to (default: beside --html)")
     p.add_argument("--html", type=Path, help="HTML file to write a report with plots to")
     p.add_argument("--examples", action="store_true", help="show the worst errors, with their texts, in the report")
     p.add_argument("--markdown", action="store_true", help="print the table as Markdown")
@@ -187,16 +190,17 @@ def run_eval(arguments: argparse.Namespace) -> int:
         hatecheck=arguments.hatecheck,
         madlibs=arguments.madlibs,
         obfuscation=arguments.obfuscation,
+        obfuscation_rows=arguments.obfuscation_comments,
         predict_raw=raw,
         examples=arguments.examples,
     )
     if arguments.html is not None:
-        arguments.html.parent.mkdir(parents=True, exist_ok=True)
         write_html(result, arguments.html)
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    out = arguments.out or (arguments.html and arguments.html.with_suffix(".json"))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         # texts are not to be published, and the plots' points follow from validation.jsonl
-        write_json(arguments.out, {k: v for k, v in result.items() if k not in ("examples", "curves")})
+        write_json(out, {k: v for k, v in result.items() if k not in ("examples", "curves")})
     print(markdown(result) if arguments.markdown else table(result["validation"]))
     for name, found in result.get("hatecheck", {}).items():
         print(f"{name}: {found['accuracy']:.1%} of {found['cases']} cases right")

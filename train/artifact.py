@@ -20,13 +20,15 @@ Nothing here needs torch, so that ``export`` can look before it loads.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -181,6 +183,22 @@ class Layout:
     def read_tuning(self) -> list[dict[str, Any]]:
         """As :meth:`read_validation`, of the comments that calibration and thresholds come from."""
         return _read_jsonl(self.tuning)
+
+
+def load_normalizer(layout: Layout) -> Callable[[str], str] | None:
+    """The ``normalize_text`` of the artifact's own ``normalizer.py``; ``None`` where it is off."""
+    return normalizer_from(layout.normalizer) if layout.read_config().normalize else None
+
+
+def normalizer_from(path: Path) -> Callable[[str], str]:
+    """The ``normalize_text`` of a copy of ``normalizer.py``."""
+    spec = importlib.util.spec_from_file_location(f"normalizer_of_{path.parent.name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    normalize: Callable[[str], str] = module.normalize_text
+    return normalize
 
 
 def write_json(path: Path, value: object) -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from train.data import InvalidData
+from train.data import InvalidData, read_test_sentences
 from train.metrics import roc_auc
 
 POWER = -5.0
@@ -66,21 +65,7 @@ def read_madlibs(path: Path) -> BiasSet:
 
     :raises InvalidData: for a missing file or column, another toxicity, or when no sentence names an identity.
     """
-    try:
-        table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    except FileNotFoundError:
-        raise InvalidData(
-            f"no template sentences at {path}: give a CSV file with the columns phrase, toxicity"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise InvalidData(f"{path} could not be read as CSV: {error}") from None
-    missing = [c for c in ("phrase", "toxicity") if c not in table.columns]
-    if missing:
-        raise InvalidData(f"{path} lacks the column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
-    wrong = np.flatnonzero(~table["toxicity"].isin(["toxic", "nontoxic"]).to_numpy())
-    if len(wrong):
-        found = table["toxicity"].iloc[int(wrong[0])]
-        raise InvalidData(f"{path}, row {wrong[0] + 1}: toxicity is {found!r}, must be toxic or nontoxic")
+    table = read_test_sentences(path, ("phrase", "toxicity"), "toxicity", ("toxic", "nontoxic"))
     texts = table["phrase"].tolist()
     groups = find_identities(texts)
     if not groups:

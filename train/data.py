@@ -223,6 +223,30 @@ def read_splits(path: Path, config: DataConfig, seed: int, extra: Sequence[tuple
     return Splits(train, tuned, validation, rows.names, rows.problem_type, dropped, _contradicting(train))
 
 
+def read_test_sentences(path: Path, columns: Sequence[str], judged: str, allowed: Sequence[str]) -> pd.DataFrame:
+    """A CSV file (also ``.gz``) of test sentences, every value as text.
+
+    :param columns: must be there. :param judged: the column that holds one of ``allowed`` in every row.
+    :raises InvalidData: for a missing file or column, or another value, with its row counted from 1.
+    """
+    try:
+        table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    except FileNotFoundError:
+        raise InvalidData(
+            f"no test sentences at {path}: give a CSV file with the columns {', '.join(columns)}"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise InvalidData(f"{path} could not be read as CSV: {error}") from None
+    missing = [c for c in columns if c not in table.columns]
+    if missing:
+        raise InvalidData(f"{path} lacks the column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
+    wrong = np.flatnonzero(~table[judged].isin(allowed).to_numpy())
+    if len(wrong):
+        found = table[judged].iloc[int(wrong[0])]
+        raise InvalidData(f"{path}, row {wrong[0] + 1}: {judged} is {found!r}, must be {' or '.join(allowed)}")
+    return table
+
+
 def read_texts(path: Path) -> list[str]:
     """The texts of a file in any known format, without its labels: to be labelled by a teacher, for example.
 

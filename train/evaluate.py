@@ -14,15 +14,12 @@ import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from train import bias
-from train.artifact import InvalidArtifact, Labels, Layout, git_commit, machine, write_json
-from train.hatecheck import Predict, evaluate_hatecheck, flag, hate_labels, read_hatecheck
+from train.artifact import InvalidArtifact, Labels, Layout, git_commit, machine
+from train.hatecheck import Predict, evaluate_hatecheck, flag, read_hatecheck, toxicity_labels
 from train.metrics import MULTI_LABEL, SINGLE_LABEL, decide, evaluate, reliability, roc_auc
 
 LENGTHS = (50, 150, 400, 1000)
 """Comments are also measured by their length in characters: up to each of these, and above the last."""
-
-TOXIC_LABELS = ("toxic", "toxicity")
-"""The label whose bias is measured, the first one found counts; else the one that means hate."""
 
 CURVE_POINTS = 200
 HISTOGRAM_BINS = 20
@@ -32,35 +29,6 @@ EXAMPLE_CHARACTERS = 160
 
 class InvalidScores(ValueError):
     """A file of scores does not belong to the artifact's validation comments."""
-
-
-def evaluate_artifact(folder: Path, scores: Path | None = None, out: Path | None = None) -> dict[str, Any]:
-    """The metrics of the artifact's own scores, or of those in the file ``scores``, at the artifact's thresholds.
-
-    :param scores: JSON lines with ``text`` and ``scores`` (label to probability), one for each validation comment in
-        their order, as ``python -m client --jsonl - < validation.jsonl`` prints.
-    :param out: a JSON file to write the result to.
-    :raises InvalidArtifact, InvalidScores: when a file is missing or does not fit.
-    """
-    layout = Layout(folder)
-    layout.check()
-    labels, rows = layout.read_labels(), layout.read_validation()
-    if scores is None:
-        values, model = _recorded(rows), {"name": folder.name, "scored_by": "torch"}
-    else:
-        values, model = read_scores(scores, [row["text"] for row in rows], labels)
-    problem_type = layout.read_config().problem_type
-    result = {
-        "model": model,
-        "data": layout.read_training_info()["data"],
-        "machine": machine(),
-        "git_commit": git_commit(),
-        "validation": evaluate(values, _truth(rows), labels.labels, labels.thresholds, problem_type),
-    }
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, result)
-    return result
 
 
 def evaluate_scorer(
@@ -86,7 +54,9 @@ def evaluate_scorer(
     :param predict: texts to probabilities; ``None`` does without the parts that need other texts scored. The
         validation comments have their scores in the artifact's ``validation.jsonl``.
     :param folder: the artifact, for its validation comments and thresholds.
-    :param scores: see :func:`evaluate_artifact`; instead of those that the artifact recorded.
+    :param scores: instead of those that the artifact recorded: JSON lines with ``text`` and ``scores`` (label to
+        probability), one for each validation comment in their order, as ``python -m client --jsonl - <
+        validation.jsonl`` prints.
     :param hatecheck: files of test cases; the result has them by the name of the file.
     :param hatecheck_labels: any of them counts as hate; by default :func:`train.hatecheck.hate_labels`.
     :param madlibs: template sentences, see :func:`train.bias.read_madlibs`.
@@ -218,8 +188,7 @@ def measure_bias(
     predict: Predict, sentences: bias.BiasSet, labels: Labels, problem_type: str = MULTI_LABEL, label: str | None = None
 ) -> dict[str, Any]:
     """:func:`train.bias.identity_bias` of one label on template sentences, with the worst identities by each area."""
-    chosen = [label] if label is not None else [n for n in labels.labels if n.lower() in TOXIC_LABELS][:1]
-    chosen = chosen or hate_labels(labels.labels)
+    chosen = [label] if label is not None else toxicity_labels(labels.labels)
     _, score = flag(predict(sentences.texts), labels.labels, labels.thresholds, chosen, problem_type)
     # a single-label model decides for its highest score, which for two labels is a threshold of one half
     threshold = 0.5 if problem_type == SINGLE_LABEL else min(labels.thresholds[name] for name in chosen)

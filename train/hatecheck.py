@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from train.data import InvalidData
+from train.data import read_test_sentences
 from train.metrics import MULTI_LABEL, SINGLE_LABEL, decide, roc_auc
 
 Predict = Callable[[Sequence[str]], np.ndarray]
@@ -25,6 +24,9 @@ HATE_LABELS = ("hate", "identity_hate", "identity_attack", "hateful")
 
 CLEAN_LABELS = ("regular", "neither", "normal", "clean", "none", "non-hateful")
 """Labels that say that nothing is wrong."""
+
+
+TOXIC_LABELS = ("toxic", "toxicity")
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,8 @@ def read_hatecheck(path: Path) -> Cases:
 
     :raises InvalidData: for a missing file or column, or another label.
     """
-    try:
-        table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    except FileNotFoundError:
-        raise InvalidData(f"no HateCheck cases at {path}: give its CSV file") from None
-    except (ValueError, OSError) as error:
-        raise InvalidData(f"{path} could not be read as CSV: {error}") from None
-    missing = [c for c in ("test_case", "label_gold", "functionality") if c not in table.columns]
-    if missing:
-        raise InvalidData(f"{path} lacks the column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
-    wrong = np.flatnonzero(~table["label_gold"].isin(["hateful", "non-hateful"]).to_numpy())
-    if len(wrong):
-        found = table["label_gold"].iloc[int(wrong[0])]
-        raise InvalidData(f"{path}, row {wrong[0] + 1}: label_gold is {found!r}, must be hateful or non-hateful")
+    columns = ("test_case", "label_gold", "functionality")
+    table = read_test_sentences(path, columns, "label_gold", ("hateful", "non-hateful"))
     target = table["target_ident"].tolist() if "target_ident" in table.columns else [""] * len(table)
     hateful = (table["label_gold"] == "hateful").to_numpy()
     return Cases(table["test_case"].tolist(), hateful, table["functionality"].tolist(), target)
@@ -79,6 +70,12 @@ def hate_labels(names: Sequence[str]) -> list[str]:
     if not others:
         raise ValueError(f"none of the labels {', '.join(names)} can mean hate: name those that do")
     return others
+
+
+def toxicity_labels(names: Sequence[str]) -> list[str]:
+    """The label whose identity bias is measured: toxicity, or where there is none what :func:`hate_labels` says."""
+    toxic = [name for name in names if name.lower() in TOXIC_LABELS][:1]
+    return toxic or hate_labels(names)
 
 
 def flag(

@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from sklearn.utils.class_weight import compute_sample_weight
 
+from train import metrics
 from train.artifact import InvalidArtifact, Layout
 from train.config import InvalidConfig, LinearConfig
 
@@ -64,19 +65,7 @@ class LinearModel:
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
         """Calibrated probabilities. *Shape:* ``(comments, labels)``, FP64."""
-        return self.probabilities(self.decision(texts))
-
-    def probabilities(self, decision: np.ndarray) -> np.ndarray:
-        """Sigmoids of calibrated decisions, or for single-label problems their softmax.
-
-        :param decision: from :meth:`decision`. *Shape:* ``(comments, labels)``
-        :returns: *Shape:* ``(comments, labels)``
-        """
-        logits = self.slope * decision + self.offsets
-        if self.problem_type == SINGLE_LABEL:
-            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-            return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-        return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))  # the sigmoid, without overflow
+        return metrics.probabilities(self.slope * self.decision(texts) + self.offsets, self.problem_type)
 
     def calibrated(self, slope: float, offsets: np.ndarray) -> LinearModel:
         """The model whose probabilities come from ``slope * decision + offsets``, as Platt scaling gives them.

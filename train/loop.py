@@ -115,6 +115,7 @@ class Objective(nn.Module):
         if self.training and self.token_dropout:
             hidden = torch.rand(input_ids.shape, device=input_ids.device) < self.token_dropout
             hidden[:, 0] = False  # [CLS], the state that `cls` pools
+            assert self.mask_id is not None
             input_ids = input_ids.masked_fill(hidden & attention_mask.bool(), self.mask_id)
         pooled = self.model.pooled(input_ids, attention_mask)
         logits = self.model.head(self.model.dropout(pooled)).float()

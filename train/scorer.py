@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from train import linear, metrics, model
-from train.artifact import ClassifierConfig, Layout, write_json
+from train.artifact import ClassifierConfig, Layout, load_normalizer, write_json
 from train.data import Comments
 
 Knots = list[dict[str, list[float]]]
@@ -51,11 +51,7 @@ class Scorer(ABC):
 
     def activate(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities from logits: sigmoids, or a softmax for single-label models; then the isotonic calibration."""
-        if self.config.problem_type == metrics.SINGLE_LABEL:
-            powers = np.exp(logits - logits.max(1, keepdims=True))
-            scores: np.ndarray = powers / powers.sum(1, keepdims=True)
-        else:
-            scores = model.sigmoid(logits)
+        scores = metrics.probabilities(logits, self.config.problem_type)
         return metrics.apply_isotonic(scores, self.knots) if self.knots is not None else scores
 
     def scores(self, texts: Sequence[str], progress: str | None = None) -> np.ndarray:
@@ -134,7 +130,7 @@ def load(folder: Path) -> tuple[Scorer, tuple[str, ...], dict[str, float]]:
     config, labels = layout.read_config(), layout.read_labels()
     scorer: Scorer
     if config.kind == "linear":
-        scorer = LinearScorer(linear.load(folder), config, model.load_normalizer(layout))
+        scorer = LinearScorer(linear.load(folder), config, load_normalizer(layout))
     else:
         network, tokenizer, _ = model.load(folder)
         scorer = TransformerScorer(network, tokenizer)
