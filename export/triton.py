@@ -1,4 +1,4 @@
-"""What Triton reads: the configuration of the three models, rendered from one set of settings.
+"""What Triton reads: the configurations of a model's parts, rendered from one set of settings.
 
 A configuration is built as Triton's own protobuf message, so a misspelt field fails here and not at server start.
 """
@@ -6,17 +6,23 @@ A configuration is built as Triton's own protobuf message, so a misspelt field f
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-TOKENIZER_TEMPLATE = Path(__file__).parent / "templates" / "tokenizer_model.py"
+TEMPLATES = Path(__file__).parent / "templates"
 BUCKETS = (16, 32, 64, 128, 256, 512)
 CHARACTERS_PER_TOKEN = 64
 """A text is cut to this many characters per token that the model reads, before it is tokenized: no flood of text in one
 row holds up the rows beside it."""
+
+
+HEADER = "# Rendered by `python -m export.onnx`; export again instead of editing.\n"
+PREVIOUS = "previous_version"
+"""The ensemble's parameter that names the version to roll back to."""
 
 
 class InvalidSettings(ValueError):
@@ -25,12 +31,14 @@ class InvalidSettings(ValueError):
 
 @dataclass(frozen=True)
 class ServingSettings:
-    """All that the three configurations depend on.
+    """All that the configurations depend on.
 
     :param buckets: the padded lengths, ascending; the last is ``max_tokens``.
     :param instances: encoder sessions; each takes ``intra_op_threads`` threads.
-    :param normalize: the tokenizer runs the version's ``normalizer.py`` first.
+    :param normalize: the version's ``normalizer.py`` runs before anything else.
     :param provenance: strings that tell where the model came from.
+    :param kind: ``transformer``, or ``linear``, which has no tokenizer model of its own.
+    :param target: ``cpu``, ``cuda`` or ``tensorrt``.
     """
 
     name: str
@@ -42,6 +50,8 @@ class ServingSettings:
     precision: str
     provenance: dict[str, str]
     buckets: tuple[int, ...]
+    kind: str = "transformer"
+    target: str = "cpu"
     max_batch_size: int = 64
     instances: int = 2
     intra_op_threads: int = 1
@@ -66,83 +76,123 @@ class ServingSettings:
     def default_buckets(max_tokens: int) -> tuple[int, ...]:
         return (*(b for b in BUCKETS if b < max_tokens), max_tokens)
 
-
-def render(settings: ServingSettings) -> dict[str, str]:
-    """The text of ``config.pbtxt`` for each of the three models, by model name."""
-    configs = (ensemble(settings), tokenizer(settings), encoder(settings))
-    header = "# Rendered by `python -m export.onnx`; export again instead of editing.\n"
-    return {c.name: header + text_format.MessageToString(c) for c in configs}
+    @property
+    def max_characters(self) -> int:
+        return self.max_tokens * CHARACTERS_PER_TOKEN
 
 
-def model_names(name: str) -> tuple[str, str, str]:
-    """The ensemble, its tokenizer and its encoder."""
-    return name, f"{name}_tokenizer", f"{name}_encoder"
+def read_settings(export_json: Path) -> ServingSettings:
+    """The settings that a published version was rendered from, read back from its ``export.json``."""
+    raw = json.loads(export_json.read_text(encoding="utf-8"))["settings"]
+    return ServingSettings(**{**raw, "labels": tuple(raw["labels"]), "buckets": tuple(raw["buckets"])})
 
 
-def ensemble(settings: ServingSettings) -> pb.ModelConfig:
+def model_names(name: str, kind: str = "transformer") -> tuple[str, ...]:
+    """The ensemble, and the models that it is made of, in the order of the data."""
+    return (name, f"{name}_tokenizer", f"{name}_encoder") if kind == "transformer" else (name, f"{name}_encoder")
+
+
+def render(
+    settings: ServingSettings, version: int, also: Sequence[int] = (), previous: int | None = None
+) -> dict[str, str]:
+    """The text of ``config.pbtxt`` for each of the models, by model name.
+
+    :param version: the one that is served: the ensemble has no other, and its steps name it.
+    :param also: further versions that the parts of the ensemble load.
+    :param previous: the version that was served before; it is noted, for a rollback.
+    """
+    parts = [encoder(settings)]
+    if settings.kind == "transformer":
+        parts.insert(0, tokenizer(settings))
+    whole = ensemble(settings, version, previous)
+    for config in parts:
+        config.version_policy.specific.versions.extend(sorted({version, *also}))
+    return {config.name: HEADER + text_format.MessageToString(config) for config in (whole, *parts)}
+
+
+def ensemble(settings: ServingSettings, version: int, previous: int | None = None) -> pb.ModelConfig:
     """What clients call. Its parameters tell them labels, thresholds and origin: nothing is configured twice."""
-    name, tokenizer_name, encoder_name = model_names(settings.name)
-    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=settings.max_batch_size)
+    config = pb.ModelConfig(name=settings.name, platform="ensemble", max_batch_size=settings.max_batch_size)
     config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name="scores", data_type=pb.TYPE_FP32, dims=[len(settings.labels)])
     config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
-    first = config.ensemble_scheduling.step.add(model_name=tokenizer_name, model_version=-1)
-    first.input_map["TEXT"] = "TEXT"
-    second = config.ensemble_scheduling.step.add(model_name=encoder_name, model_version=-1)
-    for tensor in ("input_ids", "attention_mask"):
-        first.output_map[tensor] = tensor
-        second.input_map[tensor] = tensor
-    first.output_map["truncated"] = "truncated"
-    second.output_map["scores"] = "scores"
+    config.version_policy.specific.versions.append(version)
+    between = ("input_ids", "attention_mask") if settings.kind == "transformer" else ()
+    names = model_names(settings.name, settings.kind)[1:]
+    steps = [config.ensemble_scheduling.step.add(model_name=name, model_version=version) for name in names]
+    steps[0].input_map["TEXT"] = "TEXT"
+    steps[0].output_map["truncated"] = "truncated"
+    for tensor in between:
+        steps[0].output_map[tensor] = tensor
+        steps[1].input_map[tensor] = tensor
+    steps[-1].output_map["scores"] = "scores"
     parameters = {
         "labels": json.dumps(settings.labels),
         "thresholds": json.dumps(settings.thresholds),
         "problem_type": settings.problem_type,
         "precision": settings.precision,
         "max_tokens": str(settings.max_tokens),
-        "max_characters": str(settings.max_tokens * CHARACTERS_PER_TOKEN),
+        "max_characters": str(settings.max_characters),
         "provenance": json.dumps(settings.provenance),
     }
+    if previous is not None:
+        parameters[PREVIOUS] = str(previous)
     _set_parameters(config, parameters)
     return config
 
 
 def tokenizer(settings: ServingSettings) -> pb.ModelConfig:
-    config = pb.ModelConfig(
-        name=model_names(settings.name)[1], backend="python", max_batch_size=settings.max_batch_size
-    )
+    name = model_names(settings.name)[1]
+    config = pb.ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch_size)
     config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name="input_ids", data_type=pb.TYPE_INT32, dims=[-1])
     config.output.add(name="attention_mask", data_type=pb.TYPE_INT32, dims=[-1])
     config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.dynamic_batching.SetInParent()
-    parameters = {
-        "buckets": ",".join(map(str, settings.buckets)),
-        "max_tokens": str(settings.max_tokens),
-        "max_characters": str(settings.max_tokens * CHARACTERS_PER_TOKEN),
-        "pad_token_id": str(settings.pad_token_id),
-    }
-    if settings.normalize:
-        parameters["normalize"] = "true"
-    _set_parameters(config, parameters)
     return config
 
 
 def encoder(settings: ServingSettings) -> pb.ModelConfig:
-    config = pb.ModelConfig(
-        name=model_names(settings.name)[2], backend="onnxruntime", max_batch_size=settings.max_batch_size
-    )
-    config.default_model_filename = "model.onnx"
-    for tensor in ("input_ids", "attention_mask"):
-        config.input.add(name=tensor, data_type=pb.TYPE_INT32, dims=[-1])
+    """What scores: the ONNX graph, or for a linear model the Python that has its weights."""
+    config = pb.ModelConfig(name=f"{settings.name}_encoder", max_batch_size=settings.max_batch_size)
+    if settings.kind == "linear":
+        config.backend = "python"
+        config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
+        config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
+    else:
+        config.backend = "onnxruntime"
+        config.default_model_filename = "model.onnx"
+        for tensor in ("input_ids", "attention_mask"):
+            config.input.add(name=tensor, data_type=pb.TYPE_INT32, dims=[-1])
+        _set_parameters(config, {"intra_op_thread_count": str(settings.intra_op_threads)})
     config.output.add(name="scores", data_type=pb.TYPE_FP32, dims=[len(settings.labels)])
-    # FP16 is for GPUs: Triton puts it there when the machine has one. INT8 and FP32 stay on the CPU.
-    kind = pb.ModelInstanceGroup.KIND_AUTO if settings.precision == "fp16" else pb.ModelInstanceGroup.KIND_CPU
+    # KIND_AUTO: on the GPU where the machine has one, so that the same repository can be tried on one that has none
+    kind = pb.ModelInstanceGroup.KIND_CPU if settings.target == "cpu" else pb.ModelInstanceGroup.KIND_AUTO
     config.instance_group.add(count=settings.instances, kind=kind)
     config.dynamic_batching.SetInParent()
-    _set_parameters(config, {"intra_op_thread_count": str(settings.intra_op_threads)})
+    if settings.target == "tensorrt":
+        accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        accelerator.parameters["precision_mode"] = {"int8": "INT8", "fp16": "FP16"}.get(settings.precision, "FP32")
+        # engines are built for each padded length once, and kept: minutes at the first start, seconds later
+        accelerator.parameters["trt_engine_cache_enable"] = "true"
     return config
+
+
+def served_version(config_pbtxt: Path) -> tuple[int, int | None]:
+    """The version that an ensemble's configuration serves, and the one before it.
+
+    :raises InvalidSettings: for a configuration that the exporter did not write.
+    """
+    config = text_format.Parse(config_pbtxt.read_text(encoding="utf-8"), pb.ModelConfig())
+    versions = list(config.version_policy.specific.versions)
+    if len(versions) != 1:
+        raise InvalidSettings(
+            f"{config_pbtxt} serves no one version by number: it was not written by `python -m export.onnx`, or by an "
+            "old one; export the model again"
+        )
+    before = config.parameters[PREVIOUS].string_value if PREVIOUS in config.parameters else ""
+    return versions[0], int(before) if before else None
 
 
 def _set_parameters(config: pb.ModelConfig, parameters: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -172,6 +173,7 @@ class TritonServer:
         try:
             self._launch(installation)
             self._wait_until_ready()
+            self._check_golden()
         except BaseException:
             self.stop()
             raise
@@ -242,6 +244,48 @@ class TritonServer:
                 raise ServeError(f"Triton was not ready after {self.ready_timeout_s:.0f} s: {self._cause()}")
             time.sleep(0.05)
 
+    def _check_golden(self) -> None:
+        """Score the golden comments of every version that is served, through all of its parts.
+
+        Parts check themselves when they load, where they are Python. The compiled backend does not, and GPUs have
+        kernels of their own: here the whole answers for itself.
+
+        :raises ServeError: when a score is not what it was at export.
+        """
+        for file in sorted(self.repository.glob("*_encoder/*/golden.json")):
+            name, number = file.parent.parent.name.removesuffix("_encoder"), file.parent.name
+            model = f"{self.http_url}/v2/models/{name}/versions/{number}"
+            try:
+                with urllib.request.urlopen(f"{model}/ready", timeout=10):
+                    pass
+            except urllib.error.HTTPError:
+                continue  # another version is served
+            golden = json.loads(file.read_text(encoding="utf-8"))
+            of_tokenizer = self.repository / f"{name}_tokenizer" / number / "golden.json"
+            texts = golden.get("texts") or json.loads(of_tokenizer.read_text(encoding="utf-8"))["texts"]
+            worst, where = 0.0, ""
+            for text, expected in zip(texts, golden["scores"], strict=True):
+                for found, wanted in zip(self._score(model, text), expected, strict=True):
+                    if not abs(found - wanted) <= worst:  # "not <=", so that NaN counts too
+                        worst, where = abs(found - wanted), text
+            # the text is padded here, and was not at export; that moves INT8 ranges a little
+            if not worst <= 2 * golden["tolerance"]:
+                raise ServeError(
+                    f"version {number} of {name} failed its self-test: a score of the golden comment {where[:40]!r} "
+                    f"differs by {worst:.4f} from that at export, allowed is {2 * golden['tolerance']}: verify the "
+                    "files with `python -m export.repository verify`, or export again on this machine"
+                )
+
+    @staticmethod
+    def _score(model: str, text: str) -> list[float]:
+        tensor = {"name": "TEXT", "datatype": "BYTES", "shape": [1, 1], "data": [text]}
+        body = json.dumps({"inputs": [tensor], "outputs": [{"name": "scores"}]}).encode()
+        try:
+            with urllib.request.urlopen(f"{model}/infer", data=body, timeout=60) as reply:
+                return [float(score) for score in json.load(reply)["outputs"][0]["data"]]
+        except urllib.error.HTTPError as error:
+            raise ServeError(f"the self-test of {model} failed: {error.read().decode('utf-8', 'replace')}") from None
+
     def is_ready(self) -> bool:
         """Whether every model answers."""
         if not self.is_running():
@@ -288,7 +332,9 @@ class TritonServer:
         ]
         # "failed to load 'x' version 1: Internal: ValueError: ..." names the model; the lines behind it only repeat
         loads = [e for e in errors if "failed to load" in e] or errors or list(self._tail)[-3:]
-        return "; ".join(dict.fromkeys(e.strip('"') for e in loads)) or "it said nothing"
+        # a Python model's error goes on with where it was raised
+        causes = (e.strip('"').split("\\n\\nAt:\\n")[0] for e in loads)
+        return "; ".join(dict.fromkeys(causes)) or "it said nothing"
 
 
 def reserve_ports(host: str, wanted: dict[str, int]) -> dict[str, int]:

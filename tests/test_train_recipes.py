@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import LABELS, PLAIN, RUDE
 
+from client import ToxicityClient
 from export.onnx import main as export
+from serve.server import TritonServer
 from train.__main__ import main
 from train.artifact import Layout
 from train.config import read_recipe, shipped_recipes
@@ -68,35 +71,62 @@ def fit(recipe: str, folder: Path, comments: Path, tweets: Path, *more: str) -> 
     return main(arguments)
 
 
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory, comments_csv: Path, tweets: Path, artifact: Path
+) -> Callable[[str], Path]:
+    """Trains the artifact of a recipe, once, and exports it into the repository beside it under the recipe's name."""
+    folder = tmp_path_factory.mktemp("recipes")
+
+    def make(recipe: str) -> Path:
+        out = folder / recipe
+        if not out.is_dir():
+            more = []
+            if recipe in TRANSFORMERS:
+                encoder = read_recipe(recipe).encoder
+                assert encoder is not None
+                more = ["--random-weights"] if encoder.pretrained is not None else []
+                more += ["--teacher", str(artifact)] if recipe == "distil" else []
+            assert fit(recipe, out, comments_csv, tweets, *more) == 0
+            call = ["--quantize", "none", "--comments", "40", "--instances", "1", "--artifact", str(out)]
+            assert export([*call, "--repository", str(folder / "r"), "--name", recipe.replace("-", "_")]) == 0
+        return out
+
+    return make
+
+
 @pytest.mark.parametrize("recipe", TRANSFORMERS)
-def test_recipe_trains_saves_loads_and_exports(
-    recipe: str, tmp_path: Path, comments_csv: Path, tweets: Path, artifact: Path
-) -> None:
-    random_weights = [] if read_recipe(recipe).encoder.pretrained is None else ["--random-weights"]  # type: ignore[union-attr]
-    teacher = ["--teacher", str(artifact)] if recipe == "distil" else []
-    assert fit(recipe, tmp_path / "a", comments_csv, tweets, *random_weights, *teacher) == 0
-    layout = Layout(tmp_path / "a")
+def test_recipe_trains_saves_loads_and_exports(recipe: str, made: Callable[[str], Path]) -> None:
+    layout = Layout(made(recipe))
     info, labels = layout.read_training_info(), layout.read_labels().labels
     assert labels == (("regular", "hate") if "hate" in recipe else LABELS)
-    assert info["random_weights"] is bool(random_weights)
+    assert info["random_weights"] is (recipe not in ("compact", "distil"))
     assert info["metrics"]["validation"]["mean_roc_auc"] > 0.6  # it has learnt something
 
-    scorer, _, _ = load(tmp_path / "a")
+    scorer, _, _ = load(layout.folder)
     rows = layout.read_validation()[:20]
     scores = scorer.scores([r["text"] for r in rows])
     np.testing.assert_allclose(scores, [r["scores"] for r in rows], atol=2e-6)
     if "hate" in recipe:
         np.testing.assert_allclose(scores.sum(1), 1, atol=1e-6)
 
-    # attention of DistilBERT and DeBERTa is not fused yet, hence --allow-unfused
-    assert (
-        export(
-            ["--quantize", "none", "--allow-unfused", "--comments", "40", "--artifact", str(tmp_path / "a")]
-            + ["--repository", str(tmp_path / "r")]
-        )
-        == 0
-    )
-    assert (tmp_path / "r/toxicity_encoder/1/model.onnx").is_file()
+
+@pytest.mark.triton
+def test_every_recipe_is_served_and_answers_as_its_artifact(made: Callable[[str], Path]) -> None:
+    artifacts = {recipe: made(recipe) for recipe in (*TRANSFORMERS, *LINEAR)}
+    repository = artifacts["compact"].parent / "r"
+    texts = ["you stupid idiot", "the map of the town", "", "damn foreigners " * 30, "Čau, 你好 🙂"]
+    with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0, ready_timeout_s=240) as server:
+        for recipe, folder in artifacts.items():
+            scorer, labels, thresholds = load(folder)
+            expected = scorer.scores(texts)
+            with ToxicityClient(server.grpc_url, model=recipe.replace("-", "_"), timeout=60) as client:
+                found = client.classify(texts)
+            scores = np.array([[result.scores[label] for label in labels] for result in found])
+            np.testing.assert_allclose(scores, expected, atol=1e-4, err_msg=recipe)
+            if scorer.config.problem_type == "single_label_classification":
+                np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5, err_msg=recipe)
+            assert [result.truncated for result in found] == [False] * 3 + [recipe in TRANSFORMERS, False]
 
 
 def test_pip_carried_encoder_is_fine_tuned(tmp_path: Path, tweets: Path) -> None:
@@ -108,12 +138,11 @@ def test_pip_carried_encoder_is_fine_tuned(tmp_path: Path, tweets: Path) -> None
 
 
 @pytest.mark.parametrize("recipe", LINEAR)
-def test_linear_recipe_trains_saves_and_loads(recipe: str, tmp_path: Path, comments_csv: Path, tweets: Path) -> None:
-    assert fit(recipe, tmp_path / "a", comments_csv, tweets) == 0
-    info = Layout(tmp_path / "a").read_training_info()
-    assert info["metrics"]["validation"]["mean_roc_auc"] > 0.95
-    scorer, _, _ = load(tmp_path / "a")
-    rows = Layout(tmp_path / "a").read_validation()
+def test_linear_recipe_trains_saves_and_loads(recipe: str, made: Callable[[str], Path]) -> None:
+    folder = made(recipe)
+    assert Layout(folder).read_training_info()["metrics"]["validation"]["mean_roc_auc"] > 0.95
+    scorer, _, _ = load(folder)
+    rows = Layout(folder).read_validation()
     np.testing.assert_allclose(scorer.scores([r["text"] for r in rows]), [r["scores"] for r in rows], atol=2e-6)
 
 

@@ -11,6 +11,10 @@ repository serves on both:
 - ``optimization.execution_accelerators.gpu_execution_accelerator`` (``cuda``, ``tensorrt``), on a GPU instance only.
 
 All requests of one call have equal shapes (Triton's dynamic batcher joins no others): they are run as one batch.
+
+Beyond the compiled backend: where ``golden.json`` stands beside the graph (token ids, and the scores that they gave
+when the model was exported), the graph is run on it when the model loads, and the model does not become ready when it
+gives other scores. Integer kernels differ between processors, and files get damaged.
 """
 
 import json
@@ -49,6 +53,9 @@ class TritonPythonModel:
         self.outputs = [tensor["name"] for tensor in config["output"]]
         check_names("input", self.inputs, {i.name for i in self.session.get_inputs()})
         check_names("output", self.outputs, {o.name for o in self.session.get_outputs()})
+        golden = file.parent / "golden.json"
+        if golden.is_file():
+            check_golden(self.session, json.loads(golden.read_text(encoding="utf-8")))
         self.run_options = onnxruntime.RunOptions()
         shrink = string_parameters(config).get("memory.enable_memory_arena_shrinkage")
         if shrink:
@@ -121,6 +128,23 @@ def providers(config: dict[str, Any], kind: str, device_id: str) -> list[Any]:
                 )
             chosen.append((provider, {"device_id": int(device_id)}))
     return [*chosen, "CPUExecutionProvider"]
+
+
+def check_golden(session: onnxruntime.InferenceSession, golden: dict[str, Any]) -> None:
+    """:raises TritonModelException: when a golden comment, scored alone, has other scores than at export."""
+    worst, where = 0.0, 0
+    for i, (row, expected) in enumerate(zip(golden["input_ids"], golden["scores"], strict=True)):
+        input_ids = np.array([row], np.int32)
+        (scores,) = session.run(["scores"], {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)})
+        difference = float(np.abs(scores[0] - np.array(expected)).max())
+        if not difference <= worst:  # "not <=", so that NaN counts too
+            worst, where = difference, i
+    if not worst <= golden["tolerance"]:
+        raise pb_utils.TritonModelException(
+            f"self-test failed: the scores of the golden comments differ by up to {worst:.4f} from those at export, "
+            f"allowed is {golden['tolerance']} (comment {where}): the graph is damaged, or this processor computes it "
+            "differently; verify the files with `python -m export.repository verify`, or export again on this machine"
+        )
 
 
 def check_names(what: str, wanted: list[str], found: set[str]) -> None:

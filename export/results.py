@@ -1,0 +1,100 @@
+"""``python -m export.results``: the reports in ``export/results`` as the table of ``export/RESULTS.md``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent / "RESULTS.md"
+
+INTRODUCTION = """# Measured exports
+
+Written by `python -m export.results` from the files in `export/results`, which `python -m export.onnx --report` wrote.
+Do not edit by hand.
+
+Each form of a model was compared with the artifact on validation comments in natural proportion. *Flips* is the share
+of the comments whose decision changed, of the label where most did. Speed is comments a second of one thread's CPU
+time, the median of interleaved rounds, on batches of real comments as the server makes them: of requests with one
+comment each (joined where they are padded alike), and of requests with 16. *Neighbours* is how far a score moves with
+the comments that are scored beside it."""
+
+
+def render(folder: Path = FOLDER) -> str:
+    """The page's text."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    parts = [INTRODUCTION]
+    for report in reports:
+        parts += [f"## {report['artifact']}, {report['settings']['precision']}", section(report)]
+    return "\n\n".join(parts) + "\n"
+
+
+def section(report: Mapping[str, Any]) -> str:
+    """One export: where it was measured, its forms, and what was published."""
+    lines = [
+        f"{report['comparison']['comments']:,} comments; {report['machine']}; commit {str(report['git_commit'])[:12]}; "
+        f"model version {report['model_version']}. Published: **{report['form']}**, {report['bytes'] / 1e6:.1f} MB."
+    ]
+    if report.get("candidates"):
+        mixes = list(report["candidates"][0]["comments_per_s"] or {})
+        head = ["form", "MB", *(f"comments/s, {mix}" for mix in mixes), "ROC-AUC drop", "flips", "gate"]
+        lines += ["", f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(mixes) + 3) + "---|"]
+        for row in report["candidates"]:
+            rates = (
+                [f"{row['comments_per_s'][mix]:.1f}" for mix in mixes] if row["comments_per_s"] else ["-"] * len(mixes)
+            )
+            compared = row["mean_auc_drop"] is not None
+            cells = [
+                row["name"],
+                f"{row['bytes'] / 1e6:.1f}",
+                *rates,
+                f"{row['mean_auc_drop']:+.5f}" if compared else "-",
+                f"{row['max_flip_rate']:.2%}" if compared else "-",
+                ("; ".join(row["failures"]) or "passes") if compared else "",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", outcome(report)])
+
+
+def outcome(report: Mapping[str, Any]) -> str:
+    """What the published form changes, in a sentence."""
+    found = report["comparison"]
+    bias, neighbours = found.get("bias"), report.get("neighbour_effect")
+    text = f"Largest difference of a score: {found['max_difference']:.4f}."
+    if bias and bias["max_shift"] is not None:
+        text += (
+            f" Identity bias, as a mean area over {bias['identities']} identities, shifts by {bias['max_shift']:.4f}."
+        )
+    if neighbours:
+        text += (
+            f" Neighbours: at most {neighbours['max_difference']:.4f}, on average {neighbours['mean_difference']:.5f}."
+        )
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m export.results", description="Write export/RESULTS.md from the reports in export/results."
+    )
+    p.add_argument("--check", action="store_true", help="write nothing; fail where the page is not what the files say")
+    arguments = p.parse_args(argv)
+    text = render()
+    if arguments.check:
+        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
+            return 0
+        sys.stderr.write(f"{PAGE} is not what its files say: run `python -m export.results`\n")
+        return 1
+    temporary = PAGE.with_name(f".{PAGE.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(PAGE)
+    print(f"wrote {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
