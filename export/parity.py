@@ -21,6 +21,9 @@ FP32_TOLERANCE = 1e-4
 SENTENCES = 1500
 """Written sentences that identity bias is compared on: about 30 for each of some 50 identities."""
 
+FEWEST = 5
+"""Hostile sentences, and harmless ones, that an identity must have: an area over fewer moves with any rounding."""
+
 Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """input_ids and attention_mask ``(batch, tokens)`` to scores ``(batch, labels)``."""
 
@@ -149,8 +152,8 @@ def compare_bias(
 ) -> dict[str, Any]:
     """The three areas, before and after, as means over identities. *Shape of scores:* ``(sentences, labels)``.
 
-    Plain means, not the power means of :mod:`train.bias`: these hang on the worst identity, which has few sentences
-    here, and would move with rounding.
+    Plain means over the identities with enough sentences (:data:`FEWEST`), not the power means of :mod:`train.bias`:
+    these hang on the worst identity, and would move with rounding.
     """
     chosen = toxicity_labels(labels)
     columns = [list(labels).index(name) for name in chosen]
@@ -160,8 +163,9 @@ def compare_bias(
     ]
     areas: dict[str, list[float]] = {}
     moved: dict[str, float] = {}
+    enough = [n for n, m in found[0].items() if FEWEST <= m["positives"] <= m["comments"] - FEWEST]
     for area in AREAS:
-        names = [name for name, m in found[0].items() if m[area] is not None]
+        names = [name for name in enough if found[0][name][area] is not None]
         if names:
             areas[area] = [float(np.mean([f[name][area] for name in names])) for f in found]
         for name in names:
@@ -169,7 +173,7 @@ def compare_bias(
     most = max(moved, key=lambda name: moved[name], default=None)
     return {
         "sentences": len(sentences.texts),
-        "identities": len(sentences.groups),
+        "identities": len(enough),
         "label": " or ".join(chosen),
         **areas,
         "max_shift": max((abs(a - b) for a, b in areas.values()), default=None),
