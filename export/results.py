@@ -27,18 +27,20 @@ the comments that are scored beside it."""
 
 def render(folder: Path = FOLDER) -> str:
     """The page's text."""
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     parts = [INTRODUCTION]
-    for report in reports:
-        parts += [f"## {report['artifact']}, {report['settings']['precision']}", section(report)]
+    for path in sorted(folder.glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        parts += [f"## {path.stem}", section(report)]
     return "\n\n".join(parts) + "\n"
 
 
 def section(report: Mapping[str, Any]) -> str:
     """One export: where it was measured, its forms, and what was published."""
+    commit, size = str(report["git_commit"])[:12], report["bytes"] / 1e6
     lines = [
-        f"{report['comparison']['comments']:,} comments; {report['machine']}; commit {str(report['git_commit'])[:12]}; "
-        f"model version {report['model_version']}. Published: **{report['form']}**, {report['bytes'] / 1e6:.1f} MB."
+        f"Artifact {report['artifact']}, {report['settings']['precision']}; {report['comparison']['comments']:,} "
+        f"comments; {report['machine']}; commit {commit}; model version {report['model_version']}. Published: "
+        f"**{report['form']}**, {size:.1f} MB."
     ]
     if report.get("candidates"):
         mixes = list(report["candidates"][0]["comments_per_s"] or {})
@@ -65,7 +67,9 @@ def outcome(report: Mapping[str, Any]) -> str:
     """What the published form changes, in a sentence."""
     found = report["comparison"]
     bias, neighbours = found.get("bias"), report.get("neighbour_effect")
-    text = f"Largest difference of a score: {found['max_difference']:.4f}."
+    areas = [pair["roc_auc"] for pair in found["labels"].values() if pair["roc_auc"][0] is not None]
+    before, after = (sum(pair[i] for pair in areas) / max(len(areas), 1) for i in (0, 1))
+    text = f"Mean ROC-AUC {before:.4f} -> {after:.4f}. Largest difference of a score: {found['max_difference']:.4f}."
     if bias and bias["max_shift"] is not None:
         text += (
             f" Identity bias, as a mean area over {bias['identities']} identities, shifts by {bias['max_shift']:.4f}."

@@ -20,7 +20,12 @@ def test_a_page_is_made_of_the_reports_in_a_folder(tmp_path: Path) -> None:
         "model_version": "1.0.0",
         "form": "int8 dynamic",
         "bytes": 2_000_000,
-        "comparison": {"comments": 2000, "max_difference": 0.1, "bias": {"max_shift": 0.002, "identities": 48}},
+        "comparison": {
+            "comments": 2000,
+            "max_difference": 0.1,
+            "labels": {"a": {"roc_auc": [0.98, 0.97]}, "b": {"roc_auc": [0.96, 0.95]}, "c": {"roc_auc": [None, None]}},
+            "bias": {"max_shift": 0.002, "identities": 48},
+        },
         "neighbour_effect": {"max_difference": 0.03, "mean_difference": 0.0004},
         "candidates": [
             {**form, "name": "fp32", "mean_auc_drop": None, "max_flip_rate": None, "failures": []},
@@ -28,10 +33,13 @@ def test_a_page_is_made_of_the_reports_in_a_folder(tmp_path: Path) -> None:
             {**form, "name": "int8 static", "mean_auc_drop": 0.02, "max_flip_rate": 0.1, "failures": ["falls"]},
         ],
     }
-    (tmp_path / "some.json").write_text(json.dumps(report))
+    (tmp_path / "one.json").write_text(json.dumps(report))
     page = results.render(tmp_path)
-    assert "## some, int8\n\n2,000 comments; a processor; commit 0123456789ab; model version 1.0.0." in page
+    assert (
+        "## one\n\nArtifact some, int8; 2,000 comments; a processor; commit 0123456789ab; model version 1.0.0." in page
+    )
     assert "| fp32 | 2.0 | 50.0 | - | - |  |" in page
     assert "| int8 dynamic | 2.0 | 50.0 | +0.00020 | 0.25% | passes |" in page
     assert "| int8 static | 2.0 | 50.0 | +0.02000 | 10.00% | falls |" in page
+    assert "Mean ROC-AUC 0.9700 -> 0.9600." in page
     assert "over 48 identities, shifts by 0.0020" in page and "Neighbours: at most 0.0300" in page
