@@ -88,17 +88,17 @@ def test_isotonic_scores_are_the_same_in_numpy_torch_and_the_exported_graph(copy
     assert export([*arguments, "--comments", "100"]) == 0
 
 
-def test_a_linear_model_can_be_adjusted_too_but_not_exported_yet(
-    linear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_linear_model_can_be_adjusted_and_exported_too(linear: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(linear, tmp_path / "copy"))
     assert recalibrate(copy, "isotonic").version == "1.0.1"
     assert tune(copy).version == "1.0.2"
     scores = load(copy)[0].scores([r["text"] for r in Layout(copy).read_validation()])
     np.testing.assert_allclose(scores, [r["scores"] for r in Layout(copy).read_validation()], atol=2e-6)
     arguments = ["--quantize", "none", "--artifact", str(copy), "--repository", str(tmp_path / "r")]
-    assert export(arguments) == 2
-    assert "holds a linear model: this command works on transformers" in capsys.readouterr().err
+    assert export(arguments) == 0
+    report = json.loads((tmp_path / "r/toxicity/1/export.json").read_text())
+    assert report["model_version"] == "1.0.2"
+    assert report["settings"]["thresholds"] == Layout(copy).read_labels().thresholds
 
 
 def test_commands_refuse_what_they_cannot_do_and_change_nothing(
