@@ -47,7 +47,6 @@ class Refused(ValueError):
 class Candidate:
     """One form that the model could be published in.
 
-    :param int8: how it was quantized, where it was.
     :ivar rates: comments a second, by kind of traffic. :ivar report: the comparison with the artifact.
     :ivar thresholds: those it was compared with.
     """
@@ -55,7 +54,6 @@ class Candidate:
     name: str
     file: Path
     padding_free: bool
-    int8: precision.Int8 | None = None
     rates: dict[str, float] | None = None
     report: dict[str, Any] | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -406,19 +404,19 @@ def convert(
             precision.halve(whole.file, half.file)
         return halves
     if target == "tensorrt":
-        candidate = Candidate("int8 for TensorRT, static, per channel", scratch / "trt.onnx", False, precision.STATIC)
+        candidate = Candidate("int8 for TensorRT, static, per channel", scratch / "trt.onnx", False)
         precision.quantize_for_tensorrt(fp32[0].file, candidate.file, calibration(subject))
         return [candidate]
+    feeds = calibration(subject) if method in ("static", "auto") else []
     if method == "auto":
         # in one form: which is faster in FP32 is faster in INT8
         session = {c.name: graph.session(c.file, 1) for c in fp32}
         rates = speed.measure(session, rows, rounds=1)
         fp32 = [max(fp32, key=lambda c: speed.overall(rates[c.name]))]
-        sensitive = replace(precision.DYNAMIC, fp32_nodes=sensitive_layers(subject, fp32[0].file, scratch))
+        sensitive = replace(precision.DYNAMIC, fp32_nodes=sensitive_layers(fp32[0].file, feeds[::2], scratch))
         ways: tuple[precision.Int8, ...] = (*precision.CANDIDATES, sensitive)
     else:
         ways = (precision.STATIC if method == "static" else precision.DYNAMIC,)
-    feeds = calibration(subject) if any(how.method == "static" for how in ways) else []
     made: list[Candidate] = []
     for form in fp32:
         for how in ways:
@@ -426,7 +424,7 @@ def convert(
             file = scratch / f"int8-{layout}-{len(made)}.onnx"
             print(f"quantizing: {how}, {layout}")
             precision.quantize(form.file, file, how, feeds)
-            made.append(Candidate(f"int8 {how}, {layout}", file, form.padding_free, how))
+            made.append(Candidate(f"int8 {how}, {layout}", file, form.padding_free))
     return made
 
 
@@ -443,10 +441,9 @@ def calibration(subject: Subject) -> list[precision.Feed]:
     return feeds
 
 
-def sensitive_layers(subject: Subject, form: Path, scratch: Path) -> tuple[str, ...]:
-    """The linear layers whose quantization alone moves the scores most."""
+def sensitive_layers(form: Path, feeds: Sequence[precision.Feed], scratch: Path) -> tuple[str, ...]:
+    """The linear layers whose quantization alone moves the scores of ``feeds`` most."""
     layers = precision.linear_layers(form)
-    feeds = calibration(subject)[::2]
 
     def scores(file: Path) -> np.ndarray:
         session = graph.session(file)
