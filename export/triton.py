@@ -54,7 +54,7 @@ class ServingSettings:
     kind: str = "transformer"
     target: str = "cpu"
     max_batch_size: int = 64
-    max_batch_tokens: int = 512
+    max_batch_tokens: int = 128
     instances: int = 2
     intra_op_threads: int = 1
     normalize: bool = False
