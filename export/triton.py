@@ -38,6 +38,8 @@ class ServingSettings:
     :param normalize: the version's ``normalizer.py`` runs before anything else.
     :param provenance: strings that tell where the model came from.
     :param kind: ``transformer``, or ``linear``, which has no tokenizer model of its own.
+    :param tokenizers: processes that tokenize.
+    :param queue_delay_us: how long the encoder's batcher waits for more requests, microseconds.
     :param max_batch_tokens: rows run together, of like length, are at most so many tokens; 0 is no limit. Heeded by our
         own backend alone (see serve/backends/onnxruntime).
     :param target: ``cpu``, ``cuda`` or ``tensorrt``.
@@ -55,6 +57,8 @@ class ServingSettings:
     target: str = "cpu"
     max_batch_size: int = 64
     max_batch_tokens: int = 128
+    tokenizers: int = 1
+    queue_delay_us: int = 0
     instances: int = 2
     intra_op_threads: int = 1
     normalize: bool = False
@@ -62,9 +66,10 @@ class ServingSettings:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise InvalidSettings(f"the model's name is {self.name!r}: use letters, digits and underscores")
-        for field in ("max_batch_size", "instances", "intra_op_threads"):
-            if getattr(self, field) < 1:
-                raise InvalidSettings(f"{field} is {getattr(self, field)}, must be at least 1")
+        least = dict.fromkeys(("max_batch_size", "instances", "intra_op_threads", "tokenizers"), 1)
+        for field, limit in {**least, "max_batch_tokens": 0, "queue_delay_us": 0}.items():
+            if getattr(self, field) < limit:
+                raise InvalidSettings(f"{field} is {getattr(self, field)}, must be at least {limit}")
 
     @property
     def max_characters(self) -> int:
@@ -84,6 +89,17 @@ def read_settings(export_json: Path) -> ServingSettings:
             f"{export_json} was written by another version of the exporter ({error}): export the model again, into an "
             "empty repository"
         ) from None
+
+
+TUNABLE = (
+    "max_batch_size",
+    "max_batch_tokens",
+    "tokenizers",
+    "queue_delay_us",
+    "instances",
+    "intra_op_threads",
+)
+"""What a machine decides, and not the model: may be changed after the export."""
 
 
 def model_names(name: str, kind: str = "transformer") -> tuple[str, ...]:
@@ -145,7 +161,7 @@ def tokenizer(settings: ServingSettings) -> pb.ModelConfig:
     config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name="input_ids", data_type=pb.TYPE_INT32, dims=[-1])
     config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
-    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config.instance_group.add(count=settings.tokenizers, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.dynamic_batching.SetInParent()
     return config
 
@@ -176,7 +192,7 @@ def encoder(settings: ServingSettings) -> pb.ModelConfig:
     # KIND_AUTO: on the GPU where the machine has one, so that the same repository can be tried on one that has none
     kind = pb.ModelInstanceGroup.KIND_CPU if settings.target == "cpu" else pb.ModelInstanceGroup.KIND_AUTO
     config.instance_group.add(count=settings.instances, kind=kind)
-    config.dynamic_batching.SetInParent()
+    config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
     if settings.target == "tensorrt":
         accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
         accelerator.parameters["precision_mode"] = {"int8": "INT8", "fp16": "FP16"}.get(settings.precision, "FP32")
