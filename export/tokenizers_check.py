@@ -1,4 +1,4 @@
-"""``python -m export.tokenizers_check``: do faster libraries give the token ids of ``tokenizers``, and how fast are they?
+"""``python -m export.tokenizers_check``: do faster libraries give the token ids of ``tokenizers``? How fast are they?
 
 The ids of ``tokenizers`` are what models are trained on, so it is the reference. The other libraries are tried where
 they are installed (none of them is needed): ``pip install nanotoken morpheme kitoken budtiktok tokie flash-tokenizer``
@@ -264,6 +264,7 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
 
     :raises InvalidData: for a corpus that cannot be read, or is too small to measure speed on.
     """
+    commit = git_commit()
     content = json.loads(arguments.tokenizer.read_text(encoding="utf-8"))
     content["truncation"] = content["padding"] = None
     definition = json.dumps(content)
@@ -306,7 +307,7 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
         "cpu_us_per_comment": speed | parallel,
         "mean_characters": round(float(np.mean([len(text) for text in everything])), 1),
         "machine": machine(),
-        "git_commit": git_commit(),
+        "git_commit": commit,
     }
 
 
