@@ -106,6 +106,14 @@ def test_a_crash_while_serving_costs_no_request(monkeypatch: pytest.MonkeyPatch)
         FastTokenizer(PATH).encode_batch(["rare"])
 
 
+def test_a_text_that_both_refuse_is_no_reason_to_give_up() -> None:
+    tokenizer = FastTokenizer(PATH)
+    before = tokenizer.library
+    with pytest.raises(TypeError):
+        tokenizer.encode_batch(["fine", "\ud800"])
+    assert tokenizer.library == before and rows(tokenizer.encode_batch(["fine"])) == expected(["fine"])
+
+
 def test_without_the_library_or_with_another_kind_of_tokenizer_the_reference_works(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -78,7 +78,9 @@ class FastTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids with special tokens, nothing cut off.
 
+        :param texts: without lone surrogates, as all that is decoded from UTF-8.
         :returns: the ids of all texts, one behind the other (int32), and how many each text has (int64).
+        :raises TypeError: for a text with a lone surrogate.
         """
         texts = list(texts)
         if self.fast is not None and texts:
@@ -90,6 +92,8 @@ class FastTokenizer:
             try:
                 ids, offsets = self.fast(texts)
                 return ids.astype(np.int32), np.diff(offsets)
+            except UnicodeEncodeError:
+                pass  # a lone surrogate: the caller's mistake, which the reference refuses too
             except BaseException as error:
                 self.give_up(refusal(error))
         return self.reference(texts)
