@@ -40,11 +40,11 @@ Encode = Callable[[list[str]], Ids]
 BATCH = 500
 """Texts that are compared at once."""
 
-GIVE_UP = 20_000
+GIVE_UP = 5_000
 """A library with so many differences is compared no further."""
 
 EXAMPLES = 3
-"""Differing texts that are reported of each class."""
+"""Differing texts that are reported of each class, shortened as far as they still differ: a report quotes nobody."""
 
 SIZES = (1, 16, 64)
 """Comments in a call, when speed is measured."""
@@ -75,16 +75,24 @@ class Library:
     def total(self) -> int:
         return sum(self.differences.values())
 
-    def compare(self, names: Sequence[str], texts: list[str], expected: Ids) -> None:
+    def compare(self, names: Sequence[str], texts: list[str], expected: Ids, reference: Tokenizer) -> None:
         if self.total >= GIVE_UP:
             return
         self.compared += len(texts)
         for name, text, found, wanted in zip(names, texts, self.try_all(texts), expected, strict=True):
-            if isinstance(found, str) or list(found) != list(wanted):
+            if differ(found, wanted):
                 self.differences[name] += 1
                 examples = self.examples.setdefault(name, [])
                 if len(examples) < EXAMPLES:
-                    examples.append({"text": ascii(text[:120]), **difference(found, wanted)})
+                    examples.append(self.example(text, reference))
+
+    def example(self, text: str, reference: Tokenizer) -> dict[str, Any]:
+        """The least of ``text`` that still differs, and from which token on."""
+        least = shorten(text, lambda t: differ(*self.both(t, reference)))
+        return {"text": ascii(least[:120]), **difference(*self.both(least, reference))}
+
+    def both(self, text: str, reference: Tokenizer) -> tuple[Sequence[int] | str, Sequence[int]]:
+        return next(iter(self.try_all([text]))), reference.encode(text).ids
 
     def try_all(self, texts: list[str]) -> Iterable[Sequence[int] | str]:
         """The ids of each text, or the error that it gives. One that fails does not spoil the others."""
@@ -98,6 +106,25 @@ class Library:
     def one_by_one(self, texts: list[str]) -> Iterator[Sequence[int] | str]:
         for text in texts:
             yield from self.try_all([text])
+
+
+def differ(found: Sequence[int] | str, wanted: Sequence[int]) -> bool:
+    return isinstance(found, str) or list(found) != list(wanted)
+
+
+def shorten(text: str, holds: Callable[[str], bool]) -> str:
+    """``text`` less all pieces, from halves down to single characters, without which ``holds`` still does."""
+    step = (len(text) + 1) // 2
+    while step:
+        at = 0
+        while at < len(text):
+            shorter = text[:at] + text[at + step :]
+            if holds(shorter):
+                text = shorter
+            else:
+                at += step
+        step //= 2
+    return text
 
 
 def difference(found: Sequence[int] | str, wanted: Sequence[int]) -> dict[str, Any]:
@@ -212,7 +239,7 @@ def compare(
                 names, texts = [name for name, _ in batch], [text for _, text in batch]
                 expected = [encoding.ids for encoding in reference.encode_batch_fast(texts)]
                 for library in tried:
-                    library.compare(names, texts, expected)
+                    library.compare(names, texts, expected, reference)
                 counts.update(names)
                 bar.update(len(batch))
     return counts

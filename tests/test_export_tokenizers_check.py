@@ -68,8 +68,14 @@ def test_texts_with_other_ids_are_counted_by_class(reference: Tokenizer, fuzzer:
     assert right.total == 0 and right.compared == 3 and not right.examples
     assert wrong.differences == {"real: a": 1, "real: b": 1}
     example = wrong.examples["real: b"][0]
-    assert example["text"] == "'a lovely \\xe9'"
-    assert example["found"] == [7] and example["expected"] == [102] and example["position"] == 4
+    assert example["text"] == "'lovely'"  # no more of the comment than it takes
+    assert example["found"] == [7] and example["expected"] == [102] and example["position"] == 2
+
+
+def test_examples_are_shortened() -> None:
+    assert tokenizers_check.shorten("some words x and y, that is all", lambda t: "x" in t and "y" in t) == "xy"
+    assert tokenizers_check.shorten("abc", lambda t: True) == ""
+    assert tokenizers_check.shorten("", lambda t: True) == ""
 
 
 def test_a_text_that_a_library_fails_on_is_a_difference_of_its_own(reference: Tokenizer, fuzzer: Fuzzer) -> None:
