@@ -1,11 +1,11 @@
 """Texts to token ids with a faster library than ``tokenizers``, where it gives the same ids: else with ``tokenizers``.
 
 ``tokenizers`` is the reference. For WordPiece, the library ``nanotoken`` gave the same ids on all of a million real and
-fuzzed texts (``python -m export.tokenizers_check``; other libraries did not), at a fraction of the time. It is young:
-0.1.0 (September 2026), its only release, by one author, called alpha by himself. MIT licence; wheels for Linux x86-64
-and aarch64 and every Python from 3.10 on, none of its source code in a source distribution. So it is used only
+fuzzed texts, at a fraction of the time (``python -m export.tokenizers_check``; ``export/RESULTS.md``, where the other
+libraries are, too). It is young: 0.1.0 (September 2026) is its only release, by one author, called alpha by himself.
+MIT licence; wheels for Linux x86-64 and aarch64 and every Python from 3.10 on. So it is used only
 
-- where somebody installed it: no extra but ``fast`` brings it, and there it is pinned;
+- where somebody installed it: the extra ``fast`` brings it (and ``dev``, for the tests), pinned, and ``serve`` does not;
 - for a tokenizer that it supports (WordPiece), and that it reads as the reference does: the golden comments and
   :func:`sample` are tokenized by both when a version is loaded;
 - as long as it goes on so: one text in :data:`AUDIT_EVERY` is tokenized by both while serving, too.
