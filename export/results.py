@@ -82,8 +82,8 @@ def tokenizers(report: Mapping[str, Any]) -> str:
         f"{report['strings']:,} texts, of which {real:,} are real comments and the rest is fuzzed, in "
         f"{sum(not name.startswith('real: ') for name in report['classes'])} classes; {names}; {report['machine']}; "
         f"commit {str(report['git_commit'])[:12]}. A library that has differed too often is compared no further. CPU "
-        f"time is in microseconds a comment ({report['mean_characters']:.0f} characters on average), one thread, no "
-        "comment twice.",
+        f"time is in microseconds a comment ({report['mean_characters']:.0f} characters on average), one thread but "
+        "for the row that says parallel, no comment twice.",
         "",
         f"| {' | '.join(head)} |",
         f"|---|{'---:|' * (len(head) - 1)}",

@@ -5,7 +5,7 @@ fuzzed texts, at a fraction of the time (``python -m export.tokenizers_check``; 
 libraries are, too). It is young: 0.1.0 (September 2026) is its only release, by one author, called alpha by himself.
 MIT licence; wheels for Linux x86-64 and aarch64 and every Python from 3.10 on. So it is used only
 
-- where somebody installed it: the extra ``fast`` brings it (and ``dev``, for the tests), pinned, and ``serve`` does not;
+- where somebody installed it: the extra ``fast`` brings it (and ``dev``, for tests), pinned; ``serve`` does not;
 - for a tokenizer that it supports (WordPiece), and that it reads as the reference does: the golden comments and
   :func:`sample` are tokenized by both when a version is loaded;
 - as long as it goes on so: one text in :data:`AUDIT_EVERY` is tokenized by both while serving, too.
