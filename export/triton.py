@@ -18,6 +18,7 @@ BUCKETS = (16, 32, 64, 128, 256, 512)
 CHARACTERS_PER_TOKEN = 64
 """A text is cut to this many characters per token that the model reads, before it is tokenized: no flood of text in one
 row holds up the rows beside it."""
+MAX_QUEUE_MS = 500
 
 
 HEADER = "# Rendered by `python -m export.onnx`; export again instead of editing.\n"
@@ -39,6 +40,7 @@ class ServingSettings:
     :param provenance: strings that tell where the model came from.
     :param kind: ``transformer``, or ``linear``, which has no tokenizer model of its own.
     :param target: ``cpu``, ``cuda`` or ``tensorrt``.
+    :param max_queue_ms: a request is refused at once where those before it need longer than this; 0 refuses none.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ServingSettings:
     instances: int = 2
     intra_op_threads: int = 1
     normalize: bool = False
+    max_queue_ms: int = MAX_QUEUE_MS
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -63,6 +66,8 @@ class ServingSettings:
         for field in ("max_batch_size", "instances", "intra_op_threads"):
             if getattr(self, field) < 1:
                 raise InvalidSettings(f"{field} is {getattr(self, field)}, must be at least 1")
+        if self.max_queue_ms < 0:
+            raise InvalidSettings(f"max_queue_ms is {self.max_queue_ms}, must be at least 0; 0 refuses no request")
         if (
             list(self.buckets) != sorted(set(self.buckets))
             or self.buckets[0] < 2
@@ -150,6 +155,8 @@ def tokenizer(settings: ServingSettings) -> pb.ModelConfig:
     config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.dynamic_batching.SetInParent()
+    # not dynamic_batching's default_queue_policy: see templates/admission.py
+    _set_parameters(config, {"max_queue_ms": str(settings.max_queue_ms)})
     return config
 
 

@@ -24,6 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread per insta
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from admission import Admission, padded_tokens
 from texts import TextReader
 from tokenizers import Tokenizer
 
@@ -45,6 +46,9 @@ class TritonPythonModel:
         mask = self.tokenizer.encode("a").special_tokens_mask
         self.tail = mask[::-1].index(0)
         self.check(json.loads((folder / "golden.json").read_text(encoding="utf-8")))
+        config = json.loads(args["model_config"])
+        most = config["parameters"].get("max_queue_ms", {}).get("string_value", "0")
+        self.admission = Admission(config["name"], config["name"].removesuffix("tokenizer") + "encoder", int(most))
 
     def check(self, golden: dict[str, Any]) -> None:
         """:raises TritonModelException: when a golden comment's token ids are not those of the export."""
@@ -61,6 +65,14 @@ class TritonPythonModel:
                 )
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """Answers, or refusals where too much waits already."""
+        refusals = self.admission.refusals([request.timeout() for request in requests])
+        answers = self.answer([r for r, refusal in zip(requests, refusals, strict=True) if refusal is None])
+        self.admission.admitted(padded_tokens(answers))
+        rest = iter(answers)
+        return [next(rest) if refusal is None else refused(refusal) for refusal in refusals]
+
+    def answer(self, requests: list[Any]) -> list[Any]:
         batch = self.reader.read(requests)
         responses: list[Any] = batch.responses
         # one call for all requests: most of a small call's time would be overhead
@@ -93,3 +105,7 @@ class TritonPythonModel:
                 pb_utils.Tensor("truncated", np.array(truncated, bool).reshape(-1, 1)),
             ]
         )
+
+
+def refused(reason: str) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, pb_utils.TritonError.UNAVAILABLE))
