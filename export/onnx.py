@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     serving.add_argument(
         "--max-queue-ms",
         type=int,
-        default=500,
+        default=300,
         help="refuse a request at once (UNAVAILABLE) where those before it need longer than this; 0 refuses none",
     )
     p.add_argument("--report", type=Path, help="write the export's report to this JSON file too")

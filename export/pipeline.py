@@ -587,6 +587,7 @@ def stage_linear(
     )
     shutil.copyfile(Path(__file__).with_name("linear_scorer.py"), folder / "linear_scorer.py")
     shutil.copyfile(triton.TEMPLATES / "linear_model.py", folder / "model.py")
+    shutil.copyfile(triton.TEMPLATES / "admission.py", folder / "admission.py")
     write_texts(folder, settings, layout)
 
     scorer = LinearScorer(folder)

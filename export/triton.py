@@ -18,7 +18,7 @@ BUCKETS = (16, 32, 64, 128, 256, 512)
 CHARACTERS_PER_TOKEN = 64
 """A text is cut to this many characters per token that the model reads, before it is tokenized: no flood of text in one
 row holds up the rows beside it."""
-MAX_QUEUE_MS = 500
+MAX_QUEUE_MS = 300
 
 
 HEADER = "# Rendered by `python -m export.onnx`; export again instead of editing.\n"
@@ -167,6 +167,7 @@ def encoder(settings: ServingSettings) -> pb.ModelConfig:
         config.backend = "python"
         config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
         config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
+        _set_parameters(config, {"max_queue_ms": str(settings.max_queue_ms)})
     else:
         config.backend = "onnxruntime"
         config.default_model_filename = "model.onnx"

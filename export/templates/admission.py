@@ -9,7 +9,8 @@ many wait, and knows how much work they are::
     work that waits (pending requests, each with its tokens) / work done a second = the wait that a request would have
 
 Beyond ``max_queue_ms``, or the request's own ``timeout``, the request is refused with UNAVAILABLE before it is read.
-Between two looks at the metrics, what was let in is added and what must have been done is taken off. Where nothing
+One large request is no overload: until half a second has passed in which the line was never short, 2.5 times as much
+may wait. Between two looks at the metrics, what was let in is added and what must have been done is taken off. Where nothing
 waits, nothing is refused, however large.
 
 Stands beside the ``model.py`` that asks it, in its version folder. Written there by the exporter: change
@@ -27,6 +28,8 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 LOOK_S = 0.05
 """Between two looks at the metrics, while requests come or wait. A look costs Triton about 0.2 ms of CPU."""
 MEMORY_S = 2.0
@@ -35,6 +38,8 @@ LEARN_S = 0.2
 """The speed is not known until so much time was spent with requests waiting. Nothing is refused until then."""
 STUCK_S = 2.0
 """A model that finishes nothing for so long, while requests wait, is taken to be stuck: it has the speed 0."""
+BURST, PATIENCE_S, SHORT = 2.5, 0.5, 0.25
+"""While the line was short (a share of the longest wait) in the last seconds, so many times the longest wait is fine."""
 METRICS_URL = "http://127.0.0.1:8002/metrics"
 SAMPLE = re.compile(
     rb'nv_inference_(pending_request_count|request_success|request_failure)\{model="([^"]+)"([^}]*)\} (\d+)'
@@ -94,18 +99,19 @@ class Line:
 class Admission:
     """The check at the entry of an ensemble.
 
-    :param entry: the model that asks. Its own line holds requests, each one unit of work.
-    :param behind: the model behind it.
-    :param max_queue_ms: the longest wait; 0 refuses nothing.
+    :param config: of the model that asks. Its parameter ``max_queue_ms`` is the longest wait; 0 refuses nothing.
+    :param behind: the model behind it, where there is one. Its work is told by :meth:`admitted`; in the line of the
+        asking model each request is one unit.
     """
 
-    def __init__(self, entry: str, behind: str, max_queue_ms: int) -> None:
-        self.max_wait_s = max_queue_ms / 1000
-        self.lines = {entry: Line(), behind: Line()}
-        self.entry, self.behind = self.lines[entry], self.lines[behind]
+    def __init__(self, config: dict[str, Any], behind: str | None = None) -> None:
+        self.max_wait_s = int(config.get("parameters", {}).get("max_queue_ms", {}).get("string_value", 0)) / 1000
+        self.entry, self.behind = Line(), Line()
+        self.lines = {config["name"]: self.entry} | ({behind: self.behind} if behind else {})
+        self.short_s = 0.0  # when the line was short last
         self.lock = threading.Lock()
         self.work_came = threading.Event()
-        if max_queue_ms:
+        if self.max_wait_s:
             metrics = urllib.parse.urlsplit(os.environ.get("TRITOX_METRICS_URL", METRICS_URL))
             threading.Thread(target=self._watch, args=(metrics,), daemon=True).start()
 
@@ -123,7 +129,10 @@ class Admission:
             now_s = time.monotonic()
             for timeout_us in timeouts_us:
                 wait_s = self.entry.wait_s(now_s) + self.behind.wait_s(now_s, more=passed)
-                limit_s = min(self.max_wait_s, timeout_us / 1e6 or math.inf)
+                if wait_s <= self.max_wait_s * SHORT:
+                    self.short_s = now_s
+                patient = now_s - self.short_s < PATIENCE_S
+                limit_s = min(self.max_wait_s * (BURST if patient else 1), timeout_us / 1e6 or math.inf)
                 if wait_s <= limit_s:
                     found.append(None)
                     passed += 1
@@ -136,6 +145,7 @@ class Admission:
 
     def admitted(self, work: list[int]) -> None:
         """The requests that go on to the model behind, each with its work."""
+        self.work_came.set()  # so that somebody looks again when they are there
         with self.lock:
             for each in work:
                 self.behind.joined(each)
@@ -181,6 +191,7 @@ def read(metrics: bytes) -> dict[str, tuple[int, int]]:
     return found
 
 
-def padded_tokens(responses: list[Any]) -> list[int]:
-    """The size of ``input_ids`` in each response that goes on."""
-    return [response.output_tensors()[0].as_numpy().size for response in responses if not response.has_error()]
+def tokens_of(responses: list[Any]) -> list[int]:
+    """The tokens in each response that goes on; ids below 0 are padding that costs nothing."""
+    ids = (response.output_tensors()[0].as_numpy() for response in responses if not response.has_error())
+    return [int(np.count_nonzero(each >= 0)) for each in ids]

@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread per insta
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from admission import Admission, padded_tokens
+from admission import Admission, tokens_of
 from texts import TextReader
 from tokenizers import Tokenizer
 
@@ -47,8 +47,7 @@ class TritonPythonModel:
         self.tail = mask[::-1].index(0)
         self.check(json.loads((folder / "golden.json").read_text(encoding="utf-8")))
         config = json.loads(args["model_config"])
-        most = config["parameters"].get("max_queue_ms", {}).get("string_value", "0")
-        self.admission = Admission(config["name"], config["name"].removesuffix("tokenizer") + "encoder", int(most))
+        self.admission = Admission(config, behind=config["name"].removesuffix("tokenizer") + "encoder")
 
     def check(self, golden: dict[str, Any]) -> None:
         """:raises TritonModelException: when a golden comment's token ids are not those of the export."""
@@ -67,8 +66,9 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers, or refusals where too much waits already."""
         refusals = self.admission.refusals([request.timeout() for request in requests])
-        answers = self.answer([r for r, refusal in zip(requests, refusals, strict=True) if refusal is None])
-        self.admission.admitted(padded_tokens(answers))
+        passed = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
+        answers = self.answer(passed) if passed else []
+        self.admission.admitted(tokens_of(answers))
         rest = iter(answers)
         return [next(rest) if refusal is None else refused(refusal) for refusal in refusals]
 
