@@ -169,8 +169,8 @@ def table(run: Run, plan: Plan, verdicts: Sequence[Verdict]) -> str:
     if run.offered_share < MIN_OFFERED:
         lines.append(
             f"INVALID: only {run.offered_share:.1%} left in time, must be {MIN_OFFERED:.0%}: the generator could not "
-            f"offer {plan.factor:g} x {run.capacity:.0f} comments/s; send more comments in a request (--batch), or run it "
-            "on another machine"
+            f"offer {plan.factor:g} x {run.capacity:.0f} comments/s; send more comments in a request (--batch), or "
+            "run it on another machine"
         )
     return "\n".join(lines)
 
