@@ -192,6 +192,7 @@ def settings_of(arguments: Namespace, layout: Layout, target: str) -> triton.Ser
         target=target,
         max_batch_size=arguments.max_batch_size,
         instances=arguments.instances,
+        max_queue_ms=arguments.max_queue_ms,
         intra_op_threads=arguments.intra_op_threads,
         normalize=config.normalize,
     )
@@ -537,6 +538,8 @@ def write_tokenizer(folder: Path, settings: triton.ServingSettings, subject: Sub
     folder.mkdir()
     shutil.copyfile(subject.layout.tokenizer_json, folder / "tokenizer.json")
     shutil.copyfile(triton.TEMPLATES / "tokenizer_model.py", folder / "model.py")
+    for beside in ("admission.py", "counters.py", "fast_tokenizer.py"):
+        shutil.copyfile(triton.TEMPLATES / beside, folder / beside)
     write_texts(folder, settings, subject.layout)
     write_json(folder / "golden.json", {"texts": golden.TEXTS, "input_ids": subject.encode(golden.TEXTS)})
 
@@ -584,6 +587,7 @@ def stage_linear(
     )
     shutil.copyfile(Path(__file__).with_name("linear_scorer.py"), folder / "linear_scorer.py")
     shutil.copyfile(triton.TEMPLATES / "linear_model.py", folder / "model.py")
+    shutil.copyfile(triton.TEMPLATES / "admission.py", folder / "admission.py")
     write_texts(folder, settings, layout)
 
     scorer = LinearScorer(folder)

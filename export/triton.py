@@ -19,6 +19,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 CHARACTERS_PER_TOKEN = 64
 """A text is cut to this many characters per token that the model reads, before it is tokenized: no flood of text in one
 row holds up the rows beside it."""
+MAX_QUEUE_MS = 300
 
 
 HEADER = "# Rendered by `python -m export.onnx`; export again instead of editing.\n"
@@ -43,6 +44,7 @@ class ServingSettings:
     :param max_batch_tokens: rows run together, of like length, are at most so many tokens; 0 is no limit. Heeded by our
         own backend alone (see serve/backends/onnxruntime).
     :param target: ``cpu``, ``cuda`` or ``tensorrt``.
+    :param max_queue_ms: a request is refused at once where those before it need longer than this; 0 refuses none.
     """
 
     name: str
@@ -62,12 +64,13 @@ class ServingSettings:
     instances: int = 2
     intra_op_threads: int = 1
     normalize: bool = False
+    max_queue_ms: int = MAX_QUEUE_MS
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise InvalidSettings(f"the model's name is {self.name!r}: use letters, digits and underscores")
         least = dict.fromkeys(("max_batch_size", "instances", "intra_op_threads", "tokenizers"), 1)
-        for field, limit in {**least, "max_batch_tokens": 0, "queue_delay_us": 0}.items():
+        for field, limit in {**least, "max_batch_tokens": 0, "queue_delay_us": 0, "max_queue_ms": 0}.items():
             if getattr(self, field) < limit:
                 raise InvalidSettings(f"{field} is {getattr(self, field)}, must be at least {limit}")
 
@@ -96,6 +99,7 @@ TUNABLE = (
     "max_batch_tokens",
     "tokenizers",
     "queue_delay_us",
+    "max_queue_ms",
     "instances",
     "intra_op_threads",
 )
@@ -163,6 +167,8 @@ def tokenizer(settings: ServingSettings) -> pb.ModelConfig:
     config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
     config.instance_group.add(count=settings.tokenizers, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.dynamic_batching.SetInParent()
+    # not dynamic_batching's default_queue_policy: see templates/admission.py
+    _set_parameters(config, {"max_queue_ms": str(settings.max_queue_ms)})
     return config
 
 
@@ -173,6 +179,7 @@ def encoder(settings: ServingSettings) -> pb.ModelConfig:
         config.backend = "python"
         config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
         config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
+        _set_parameters(config, {"max_queue_ms": str(settings.max_queue_ms)})
     else:
         config.backend = "onnxruntime"
         config.default_model_filename = "model.onnx"
