@@ -29,7 +29,9 @@ def write(source: Path, target: Path, name: str = "toxicity") -> None:
     version, _ = served_version(source / name / "config.pbtxt")
     for part in model_names(name):
         if not (source / part / str(version)).is_dir():
-            raise FileNotFoundError(f"{source / part} has no version {version}: only transformers have a tokenizer model")
+            raise FileNotFoundError(
+                f"{source / part} has no version {version}: only transformers have a tokenizer model"
+            )
         shutil.copytree(source / part, target / part, ignore=shutil.ignore_patterns("__pycache__"))
     folder = target / model_names(name)[-1] / str(version)
     graph(folder / "model.onnx")

@@ -260,7 +260,9 @@ class GrpcConnection(Connection):
                 self._windows[stream] += size
             self._send_waiting()
         elif kind == GOAWAY:
-            raise ConnectionFailed(f"the server sent GOAWAY: {payload[8:].decode('utf-8', 'replace') or payload[4:8]!r}")
+            raise ConnectionFailed(
+                f"the server sent GOAWAY: {payload[8:].decode('utf-8', 'replace') or payload[4:8]!r}"
+            )
 
 
 def _kept(name: int, value: str) -> bytes:

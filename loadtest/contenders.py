@@ -31,7 +31,7 @@ from serve.server import TritonServer
 APPS = Path(__file__).parent / "rivals"
 READY_S = 240.0
 CORES = len(os.sched_getaffinity(0))
-METRIC = re.compile(r'^(\w+)\{([^}]*)\} (\S+)$|^(\w+) (\S+)$', re.MULTILINE)
+METRIC = re.compile(r"^(\w+)\{([^}]*)\} (\S+)$|^(\w+) (\S+)$", re.MULTILINE)
 
 
 class ContenderFailed(RuntimeError):
@@ -148,7 +148,7 @@ class SharedServer:
 
 
 class Tritox(Served):
-    """This server: one model of a repository on Triton, over gRPC."""
+    """Our server: one model of a repository on Triton, over gRPC."""
 
     protocol = "grpc"
     path = "/inference.GRPCInferenceService/ModelInfer"

@@ -251,8 +251,8 @@ def _collect(pipes: list[Pipe], begin: Callable[[], None] | None, end: Callable[
         pipe.send("go")
     total, said, left = Outcome(), Counter[str](), list(pipes)
     while left:
-        for pipe in wait(left):
-            assert isinstance(pipe, Pipe)
+        for ready in wait(left):
+            pipe = pipes[pipes.index(ready)]  # type: ignore[arg-type]
             message = _receive(pipe)
             if isinstance(message, Outcome):
                 total.add(message)

@@ -109,7 +109,10 @@ class _Grpc:
                 return b""
             self.greeted, at = True, PREFACE_BYTES
             settings = struct.pack(">HIHI", INITIAL_WINDOW_SIZE, MAX_WINDOW, MAX_FRAME_SIZE, 2**24 - 1)
-            out += [_frame(SETTINGS, 0, 0, settings), _frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", MAX_WINDOW - 65535))]
+            out += [
+                _frame(SETTINGS, 0, 0, settings),
+                _frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", MAX_WINDOW - 65535)),
+            ]
         while len(buffer) - at >= 9:
             high, low, kind, flags, stream = FRAME.unpack_from(buffer, at)
             stop = at + 9 + (high << 8 | low)

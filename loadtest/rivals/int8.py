@@ -20,7 +20,9 @@ def rewire(source: Path, target: Path, padding: int) -> None:
     graph = model.graph
     last = next(node for node in graph.node if graph.output[0].name in node.output)
     if last.op_type != "Sigmoid":
-        raise ValueError(f"{source} ends in {last.op_type}, must end in Sigmoid: only independent labels can be compared")
+        raise ValueError(
+            f"{source} ends in {last.op_type}, must end in Sigmoid: only independent labels can be compared"
+        )
     labels = graph.output[0].type.tensor_type.shape.dim[1].dim_value or "labels"
     logits = last.input[0]
     graph.node.remove(last)
