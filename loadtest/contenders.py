@@ -168,6 +168,8 @@ class Tritox(Served):
         self.settings = {"model": self.model, self.encoder: _summary(config)} if config.is_file() else self.settings
 
     def stop(self) -> None:
+        if self.shared.server is not None:
+            self.resume()  # a paused process does not hear that it shall stop
         self.shared.stop()
 
     def body(self, texts: Sequence[str]) -> bytes:
