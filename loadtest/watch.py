@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loadtest.processes import tree
+
 PROC, SHARED_MEMORY = Path("/proc"), Path("/dev/shm")
 LISTENING = "0A"
 
@@ -30,22 +32,6 @@ def listener(port: int) -> int | None:
         except OSError:  # it ended, or is another user's
             continue
     return None
-
-
-def tree(root: int) -> list[int]:
-    """A process and all below it."""
-    children: dict[int, list[int]] = {}
-    for process in PROC.glob("[0-9]*"):
-        try:
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(process.name))
-    found, todo = [], [root]
-    while todo:
-        found.append(todo.pop())
-        todo += children.get(found[-1], [])
-    return found
 
 
 def resident_bytes(process: int) -> int:

@@ -9,8 +9,8 @@ Texts are normalized where the model was trained so; ``truncated`` then speaks o
 between versions is read from the version's folder (``settings.json``), since a config is shared by all versions. When
 it loads, the model tokenizes the comments of ``golden.json`` and refuses to serve if their token ids have changed.
 
-``fast_tokenizer.py`` does the work with a faster library where that gives the same ids. Rows are padded with -1 to the longest of their request. Requests need no common length: the encoder takes ragged
-batches.
+``fast_tokenizer.py`` does the work with a faster library where that gives the same ids. Rows are padded with -1 to the
+longest of their request. Requests need no common length: the encoder takes ragged batches.
 
 Written by the exporter into every version folder: change ``export/templates/tokenizer_model.py`` instead.
 """
