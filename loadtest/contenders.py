@@ -29,7 +29,7 @@ from loadtest.rivals import environments
 from serve.server import TritonServer
 
 APPS = Path(__file__).parent / "rivals"
-READY_S = 240.0
+READY_S = 120.0
 CORES = len(os.sched_getaffinity(0))
 METRIC = re.compile(r"^(\w+)\{([^}]*)\} (\S+)$|^(\w+) (\S+)$", re.MULTILINE)
 
@@ -235,6 +235,7 @@ class Rival(Served):
     """
 
     packages: tuple[str, ...] = ()
+    cwd = APPS
 
     def __init__(self, name: str, folder: Path, engine: str = "torch") -> None:
         super().__init__(name, {"engine": engine, **self.defaults(engine)})
@@ -283,7 +284,7 @@ class Rival(Served):
         with log.open("wb") as out:
             self._process = subprocess.Popen(
                 self.command(),
-                cwd=APPS,
+                cwd=self.cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -392,6 +393,7 @@ class Infinity(Rival):
             text: ready[: encoding.offsets[-2][1]] if encoding.overflowing else ready
             for text, ready, encoding in zip(texts, prepared, encodings, strict=True)
         }
+        self.cwd = folder
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
 
@@ -404,7 +406,7 @@ class Infinity(Rival):
     def command(self) -> list[str]:
         engine = "optimum" if self.settings["engine"] == "onnx" else "torch"
         options = {
-            "model-id": str(self.folder.resolve()),
+            "model-id": ".",  # with an absolute path, its ONNX engine does not find the graph
             "served-model-name": "model",
             "engine": engine,
             "device": "cpu",
@@ -414,7 +416,7 @@ class Infinity(Rival):
             "log-level": "warning",
         }
         flags = ["--no-bettertransformer", "--no-model-warmup", "--onnx-disable-optimize"]
-        binary = str(self.python.parent / "infinity_emb")
+        binary = str(self.python.absolute().parent / "infinity_emb")
         return [binary, "v2", *(f"--{name}={value}" for name, value in options.items()), *flags]
 
     def body(self, texts: Sequence[str]) -> bytes:

@@ -145,6 +145,7 @@ class Driver:
             if not self.measuring and sending and now >= begin_at:
                 self.begin()
                 self.measuring, began, cpu = True, time.perf_counter(), time.process_time()
+                end_at = began + self.load.seconds
             if sending and now >= end_at:
                 self.outcome.seconds = time.perf_counter() - began
                 self.outcome.cpu_s = time.process_time() - cpu

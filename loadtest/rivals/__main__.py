@@ -12,7 +12,7 @@ from loadtest.rivals import environments
 from loadtest.rivals.convert import convert
 from train.artifact import InvalidArtifact
 
-INT8 = "onnx/model_quantized.onnx"
+INT8 = "model_quantized.onnx"  # where infinity and optimum look
 
 
 def main(argv: list[str] | None = None) -> int:

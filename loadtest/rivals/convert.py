@@ -8,7 +8,7 @@
         model.safetensors         the artifact's weights, as they are
         tokenizer.json, ...       the artifact's tokenizer, cutting where the artifact cuts
         normalizer.py             where the artifact normalizes texts
-        onnx/model_quantized.onnx the served INT8 graph, with the inputs and the output that transformers expects
+        model_quantized.onnx      the served INT8 graph, with the inputs and the output that transformers expects
 """
 
 from __future__ import annotations
@@ -41,10 +41,8 @@ def convert(artifact: Path, folder: Path) -> None:
     with new_folder(folder) as new:
         for file in layout.tokenizer.iterdir():
             shutil.copyfile(file, new / file.name)
-        write_json(
-            new / "tokenizer_config.json",
-            {**json.loads((new / "tokenizer_config.json").read_text()), "model_max_length": config.max_tokens},
-        )
+        tokenizer = json.loads((new / "tokenizer_config.json").read_text(encoding="utf-8"))
+        write_json(new / "tokenizer_config.json", {**tokenizer, "model_max_length": config.max_tokens})
         shutil.copyfile(Path(__file__).with_name("modeling.py"), new / "modeling.py")
         if config.normalize:
             shutil.copyfile(layout.normalizer, new / "normalizer.py")
@@ -58,6 +56,7 @@ def convert(artifact: Path, folder: Path) -> None:
                     "AutoConfig": "modeling.TritoxConfig",
                     "AutoModelForSequenceClassification": f"modeling.{CLASS}",
                 },
+                "tokenizer_class": tokenizer["tokenizer_class"],  # pipelines load none for a model type of our own
                 "encoder": config.encoder,
                 "pooling": config.pooling,
                 "problem_type": config.problem_type,

@@ -28,7 +28,7 @@ class Scorer:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             self.session = onnxruntime.InferenceSession(
-                str(path / "onnx" / "model_quantized.onnx"), options, providers=["CPUExecutionProvider"]
+                str(path / "model_quantized.onnx"), options, providers=["CPUExecutionProvider"]
             )
         else:
             import torch
