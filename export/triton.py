@@ -201,7 +201,7 @@ def cascade(settings: ServingSettings, version: int) -> str:
     policy.allow_timeout_override = True
     policy.timeout_action = pb.ModelQueuePolicy.REJECT
     _set_parameters(config, _public_parameters(settings))
-    return HEADER + text_format.MessageToString(config)
+    return f"{HEADER}{text_format.MessageToString(config)}"
 
 
 def tokenizer(settings: ServingSettings) -> pb.ModelConfig:
