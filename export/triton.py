@@ -28,10 +28,6 @@ CASCADE_FILES = {
 }
 """The files of a cascade's version that are templates, by their names there; beside them stand ``settings.json``, and
 ``normalizer.py`` and ``stages.py`` where they are used."""
-CASCADE_QUEUE = 1024
-"""Requests that wait for the cascade; what waits for the encoder is limited by ``max_rows_in_flight``."""
-CASCADE_TIMEOUT_US = 10_000_000
-"""A request that waited so long for the cascade is refused, where it names no other time."""
 CHARACTERS_OF_A_TOKEN = 5
 """On average, and rather more: what is read of a comment is estimated from its characters."""
 PREVIOUS = "previous_version"
@@ -185,7 +181,8 @@ def cascade(settings: ServingSettings, version: int) -> str:
     """The text of ``config.pbtxt`` of ``<name>_cascade``.
 
     The parameters are those of the ensemble; the numbers of ``cascade_settings`` may be set as parameters too, and then
-    hold for every version. Requests may bring a ``timeout``; what does not fit in the queue is refused.
+    hold for every version. The model's queue has no limit, since it takes requests as they come: what waits for the
+    encoder waits inside it, and is limited by ``max_rows_in_flight`` and the requests' own ``timeout``.
     """
     config = pb.ModelConfig(name=f"{settings.name}_cascade", backend="python", max_batch_size=settings.max_batch_size)
     config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
@@ -195,11 +192,9 @@ def cascade(settings: ServingSettings, version: int) -> str:
     config.version_policy.specific.versions.append(version)
     # one instance: cache and comments under way are known to one process only
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
-    policy = config.dynamic_batching.default_queue_policy
-    policy.max_queue_size = CASCADE_QUEUE
-    policy.default_timeout_microseconds = CASCADE_TIMEOUT_US
-    policy.allow_timeout_override = True
-    policy.timeout_action = pb.ModelQueuePolicy.REJECT
+    # no default_queue_policy: with one, whatever it says, Triton 2.51 lets a request that comes while others are
+    # executed wait for 500 ms, where no further one wakes the batcher
+    config.dynamic_batching.SetInParent()
     _set_parameters(config, _public_parameters(settings))
     return f"{HEADER}{text_format.MessageToString(config)}"
 
