@@ -366,19 +366,20 @@ def test_more_than_may_be_under_way_is_refused_at_once(front: Front) -> None:
 
 @pytest.mark.triton
 def test_a_timeout_that_passes_in_the_queue_refuses_and_spares_the_encoder(front: Front) -> None:
-    slow = [Under(lambda i=i: front([f"wait 2.5 deadline {i}"])) for i in range(2)]
-    until(lambda: front.metric("rows_in_flight") == 2)
+    slow = [Under(lambda i=i: front([f"wait 2.5 deadline {i}{k}" for k in range(4)])) for i in range(2)]  # both calls
+    until(lambda: front.metric("rows_in_flight") == 8)
     before = front.scored()
+    gone = Under(lambda: front(["nobody waits for it"], client_timeout=0.2))
     with pytest.raises(InferenceServerException, match="timeout of 100 ms passed"):
         front(["too late"], timeout=100_000)
-    gone = Under(lambda: front(["nobody waits for it"], client_timeout=0.2))
     assert isinstance(gone.wait(), InferenceServerException)
     for one in slow:
         one.wait()
     assert front.settled("rows_in_flight", 0) == 0
     assert front(["after all of them"])[2] == [2]
-    assert front.scored() - before <= 4  # not the two that nobody waited for
+    assert front.scored() - before <= 9  # not the two that nobody waited for
     assert front.settled("refused_total", 1, reason="deadline") == 1
+    assert front.settled("refused_total", 1, reason="cancelled") == 1
 
 
 # --- errors
