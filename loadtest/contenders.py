@@ -9,11 +9,12 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -125,6 +126,22 @@ class Served(Contender):
 
     def resume(self) -> None:
         processes.resume(self.root)
+
+
+def configure(repository: Path, name: str, settings: Mapping[str, int]) -> dict[str, int]:
+    """Change the settings of the served version, and return all of them.
+
+    :raises ContenderFailed: with what ``export.repository`` says.
+    """
+    changes = [f"{key}={value}" for key, value in settings.items()]
+    command = ["configure", "--repository", str(repository), "--name", name, *changes]
+    done = subprocess.run(
+        [sys.executable, "-m", "export.repository", *command], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ContenderFailed(done.stderr.strip().removeprefix("error: "))
+    lines = [line.partition("=") for line in done.stdout.splitlines()]
+    return {key: int(value) for key, _, value in lines}
 
 
 class SharedServer:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from loadtest import corpus
-from loadtest.contenders import SharedServer, Tritox
+from loadtest.contenders import ContenderFailed, SharedServer, Tritox, configure
 from loadtest.generator import GeneratorFailed, Load, drive
 from loadtest.report import origin, write_json
 from loadtest.slo import percentile
@@ -70,22 +69,6 @@ def steps(cores: int) -> list[list[dict[str, int]]]:
         [{"queue_delay_us": delay} for delay in (0, 500, 2000)],
         [{"tokenizers": count} for count in dict.fromkeys((1, max(1, cores // 4), max(1, cores // 2)))],
     ]
-
-
-def configure(repository: Path, name: str, settings: Mapping[str, int]) -> dict[str, int]:
-    """Change the settings of the served version, and return all of them.
-
-    :raises TuneFailed: with what ``export.repository`` says.
-    """
-    changes = [f"{key}={value}" for key, value in settings.items()]
-    command = ["configure", "--repository", str(repository), "--name", name, *changes]
-    done = subprocess.run(
-        [sys.executable, "-m", "export.repository", *command], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise TuneFailed(done.stderr.strip().removeprefix("error: "))
-    lines = [line.partition("=") for line in done.stdout.splitlines()]
-    return {key: int(value) for key, _, value in lines}
 
 
 def search(arguments: argparse.Namespace, texts: Sequence[str]) -> tuple[dict[str, int], list[list[Trial]]]:
@@ -189,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         configure(arguments.repository, arguments.name, best)
         sys.stdout.write(f"\nwritten to {arguments.repository}: {shown}\n")
-    except (TuneFailed, ServeError, corpus.InvalidCorpus, OSError) as error:
+    except (TuneFailed, ContenderFailed, ServeError, corpus.InvalidCorpus, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:

@@ -8,7 +8,8 @@ from conftest import ROOT
 
 from export import near_empty
 from loadtest import tune
-from loadtest.tune import Trial, configure, main, steps
+from loadtest.contenders import configure
+from loadtest.tune import Trial, main, steps
 
 pytestmark = pytest.mark.triton
 
