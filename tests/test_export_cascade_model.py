@@ -348,7 +348,7 @@ def test_a_joined_batch_answers_its_known_rows_at_once(front: Front) -> None:
 
 @pytest.mark.triton
 def test_more_than_may_be_under_way_is_refused_at_once(front: Front) -> None:
-    texts = [[f"{'wait' if k < 4 else 'none'} 2.2 {i} {k}" for k in range(6)] for i in range(2)]
+    texts = [[f"wait 2.0 {i} {k}" for k in range(6)] for i in range(2)]
     slow = [Under(lambda i=i: front(texts[i])) for i in range(2)]
     until(lambda: front.metric("rows_in_flight") == 12)
     began = time.monotonic()
