@@ -348,7 +348,8 @@ def test_a_joined_batch_answers_its_known_rows_at_once(front: Front) -> None:
 
 @pytest.mark.triton
 def test_more_than_may_be_under_way_is_refused_at_once(front: Front) -> None:
-    slow = [Under(lambda i=i: front([f"wait 0.7 {i} {k}" for k in range(6)])) for i in range(2)]
+    texts = [[f"wait 2.0 {i} {k}" for k in range(6)] for i in range(2)]
+    slow = [Under(lambda i=i: front(texts[i])) for i in range(2)]
     until(lambda: front.metric("rows_in_flight") == 12)
     began = time.monotonic()
     with pytest.raises(
@@ -357,8 +358,8 @@ def test_more_than_may_be_under_way_is_refused_at_once(front: Front) -> None:
         front(["one more"])
     assert "UNAVAILABLE" in str(e.value.status())
     assert front(["thanks, still"])[2] == [1]
-    assert front(["wait 0.7 0 3"])[2] == [0]  # one that is under way brings nothing new
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 1
+    assert front([texts[0][3]])[2] == [0]  # one that is under way brings nothing new
     assert [one.wait()[2] for one in slow] == [[2] * 6] * 2
     assert front(["one more"])[2] == [2]
     assert front.settled("rows_in_flight", 0) == 0

@@ -41,6 +41,8 @@ class CommentCache:
         return value
 
     def put(self, key: Key, value: bytes) -> None:
+        if not self.max_bytes:
+            return
         size = entry_bytes(key, value)
         if size * LARGEST_SHARE > self.max_bytes or key in self.entries:
             return

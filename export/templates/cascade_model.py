@@ -21,11 +21,12 @@ waited for before the next call, so one slow comment stops the model. ``execute`
 (not decoupled) mode and answer each request later through its response sender. It may be any thread that does; BLS
 calls run side by side from as many threads as make them, and ``async_exec`` is nothing else (a call in asyncio's
 thread pool, which has 6 threads on 2 cores). So ``encoder_calls`` threads make the calls. Where everything is known at
-once, the responses are returned as a list, which costs less than the senders do.
+once, the responses are returned as a list, which costs less than the senders do. A client's cancellation and a gRPC
+deadline that has passed show in the sender's ``is_cancelled``; a request's ``timeout`` in ``request.timeout()``.
 
 A call costs about as much as 10 comments do here, so comments that come while all threads wait are joined to batches
-of like length, within ``chunk_rows`` and ``chunk_characters``, in a fair order (``cascade_queue.py``). Before they are
-sent, requests that were cancelled or whose ``timeout`` has passed are refused, and comments that nobody waits for any
+of like length, within ``chunk_rows`` and ``chunk_characters``, in a fair order (``cascade_queue.py``). When it is their
+turn, requests that were cancelled or whose ``timeout`` has passed are refused, and comments that nobody waits for any
 more are dropped. At most ``max_rows_in_flight`` comments are under way: a request that would exceed it is refused at
 once. An encoder's error refuses the requests that hold a comment of the failed batch, and those alone.
 
@@ -167,7 +168,7 @@ class TritonPythonModel:
         """
         get = self.cache.get
         with self.lock:
-            values = [get(row) for row in rows]
+            values = [get(row) for row in rows] if self.cache.max_bytes else [None] * len(rows)
         prepared: dict[bytes, tuple[Key, str]] = {}
         for i, value in enumerate(values):
             row = rows[i]
