@@ -3,6 +3,7 @@
 # make check    lint and types
 # make e2e      train, export, serve, score and load-test a small model
 # make bench    load-test the starter model against loadtest/slo.yaml
+# make race     throughput: the bare encoder, this server, and rivals (make rivals installs those)
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FREE := --grpc-port 0 --http-port 0 --metrics-port 0
 
-.PHONY: demo install test check e2e bench clean
+.PHONY: demo install test check e2e bench race rivals clean
 
 demo: $(VENV)/.serve
 	@$(BIN)/python -m serve $(FREE) -- $(BIN)/python -m client.demo
@@ -32,8 +33,14 @@ e2e: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m serve $(FREE) -- $(BIN)/python -m loadtest run --json results/bench.json
 
+race: $(VENV)/.dev
+	$(BIN)/python -m loadtest.bench --requests 1,16,64 $(RACE)
+
+rivals: $(VENV)/.dev
+	$(BIN)/python -m loadtest.rivals install
+
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .rivals *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Each stamp stands for an installed set of extras; constraints.txt pins every version.
 $(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from loadtest import bench_report, corpus, processes, responder
 from loadtest.contenders import (
     CORES,
+    RIVALS,
     Contender,
     ContenderFailed,
     Limit,
@@ -187,20 +188,16 @@ def run(arguments: argparse.Namespace, command: str) -> None:
         # a closed loop waits for itself: a refusal would only be a gap in the measurement
         configure(repository, models[0], {"max_queue_ms": 0})
         encoder = Encoder.of(repository, models[0])
-        traffic = read_traffic(arguments, encoder)
-        if max(arguments.requests) > len(traffic.texts):
-            raise BenchFailed(
-                f"requests of {max(arguments.requests)} comments, but the corpus has {len(traffic.texts)}"
-            )
         shared = SharedServer(repository)
-        contenders: list[Contender] = [Limit(encoder, traffic.texts)]
-        contenders += [Tritox(shared, model, f"{models[0]}_encoder") for model in models]
-        wanted = arguments.contenders
-        missing: dict[str, str] = {}
-        if not arguments.near_empty and (wanted is None or set(wanted) - {c.name for c in contenders}):
-            contenders += find_rivals(arguments, encoder, traffic, scratch / "rival", missing)
-        chosen = select(contenders, wanted)
+        ours = [Tritox(shared, model, f"{models[0]}_encoder") for model in models]
+        wanted = check_names(arguments.contenders, ["limit", *(c.name for c in ours), *RIVALS])
         settings = read_settings(arguments.settings)
+        traffic = read_traffic(arguments, encoder)
+        missing: dict[str, str] = {}
+        contenders: list[Contender] = [Limit(encoder, traffic.texts), *ours]
+        if not arguments.near_empty and (wanted is None or set(wanted) & set(RIVALS)):
+            contenders += find_rivals(arguments, encoder, traffic, scratch / "rival", missing)
+        chosen = [c for c in contenders if wanted is None or c.name in wanted]
         for contender in chosen:
             contender.settings = settings.get(contender.name, contender.settings)
         searched = search(chosen, traffic, arguments, missing) if arguments.search else {}
@@ -253,6 +250,8 @@ def read_traffic(arguments: argparse.Namespace, encoder: Encoder) -> Traffic:
         source, rows = str(file), [{"text": text} for text in corpus.read(file)]
     random.Random(0).shuffle(rows)
     rows = rows[: arguments.comments]
+    if max(arguments.requests) > len(rows):
+        raise BenchFailed(f"requests of {max(arguments.requests)} comments, but the corpus has {len(rows)}")
     texts = [row["text"] for row in rows]
     if not arguments.near_empty and all("scores" in row for row in rows):
         return Traffic(texts, np.array([row["scores"] for row in rows]), source)
@@ -281,12 +280,12 @@ def find_rivals(
     return found
 
 
-def select(contenders: Sequence[Contender], wanted: Sequence[str] | None) -> list[Contender]:
-    names = [c.name for c in contenders]
-    unknown = [name for name in wanted or () if name not in names]
+def check_names(wanted: list[str] | None, known: Sequence[str]) -> list[str] | None:
+    """:raises BenchFailed: for names that no contender has."""
+    unknown = [name for name in wanted or () if name not in known]
     if unknown:
-        raise BenchFailed(f"--contenders has {', '.join(unknown)}, known are {', '.join(names)}")
-    return [c for c in contenders if wanted is None or c.name in wanted]
+        raise BenchFailed(f"--contenders has {', '.join(unknown)}, known are {', '.join(known)}")
+    return wanted
 
 
 def read_settings(file: Path | None) -> dict[str, dict[str, Any]]:

@@ -33,6 +33,7 @@ def summarize(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for field in sorted({field for t in turns.values() for field in t["served"]}):
             row[field] = _median([t["served"].get(field) for t in turns.values()])
         row["to_limit"] = _ratio(turns, valid.get((size, LIMIT), {}))
+        row["cpu_to_limit"] = _cpu_ratio(turns, valid.get((size, LIMIT), {}))
         best = _best_rival(valid, size)
         row["best_rival"] = best
         row["to_best_rival"] = _ratio(turns, valid[size, best]) if best is not None else None
@@ -51,6 +52,14 @@ def _best_rival(valid: Mapping[tuple[int, str], Mapping[int, Mapping[str, Any]]]
 
 def _ratio(turns: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]]) -> dict[str, float] | None:
     return _middle([turn["comments_per_s"] / others[n]["comments_per_s"] for n, turn in turns.items() if n in others])
+
+
+def _cpu_ratio(
+    turns: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]]
+) -> dict[str, float] | None:
+    """The CPU of a comment at the limit by that of the contender: what other work on the machine moves least."""
+    pairs = [(others[n]["cpu_us_per_comment"], t["cpu_us_per_comment"]) for n, t in turns.items() if n in others]
+    return _middle([limit / ours for limit, ours in pairs if limit and ours])
 
 
 def _middle(values: Sequence[float]) -> dict[str, float] | None:
@@ -87,12 +96,22 @@ def markdown(result: Mapping[str, Any]) -> str:
         parts = [chosen, how, found, about["note"]]
         lines.append(f"- {name}: {'; '.join(part for part in parts if part)}")
     for name, reason in result["not_measured"].items():
-        lines.append(f"- {name} was not measured: {reason.splitlines()[0]}")
+        said = list(dict.fromkeys([reason.splitlines()[0], reason.splitlines()[-1]]))
+        lines.append(f"- {name} was not measured: {' '.join(said)}")
     return "\n".join(lines) + "\n"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    columns = ["comments/s", "of the limit", "to best rival", "p50 ms", "p99 ms", "CPU µs a comment", "MB"]
+    columns = [
+        "comments/s",
+        "of the limit",
+        "to best rival",
+        "p50 ms",
+        "p99 ms",
+        "CPU µs a comment",
+        "limit's CPU / its",
+        "MB",
+    ]
     more = [("mean_batch", "mean batch"), ("padding_waste", "padding"), ("queue_ms", "queue ms")]
     more = [(field, title) for field, title in more if any(row.get(field) is not None for row in rows)]
     columns += [title for _, title in more] + ["rounds"]
@@ -102,7 +121,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             _range(row["comments_per_s"]),
             _range(row["to_limit"]),
             _range(row["to_best_rival"]),
-            *(_number(row[field]) for field in ("p50_ms", "p99_ms", "cpu_us_per_comment", "memory_mb")),
+            *(_number(row[field]) for field in ("p50_ms", "p99_ms", "cpu_us_per_comment")),
+            _range(row["cpu_to_limit"]),
+            _number(row["memory_mb"]),
             *(_number(row.get(field)) for field, _ in more),
             str(row["rounds"]) + (f" ({row['invalid_rounds']} INVALID)" if row["invalid_rounds"] else ""),
         ]

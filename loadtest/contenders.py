@@ -444,6 +444,9 @@ class Infinity(Rival):
         return np.array([[row[label] for label in self.labels] for row in rows])
 
 
+RIVALS = ("fastapi", "litserve", "litserve-int8", "mosec", "mosec-int8", "infinity", "infinity-int8")
+
+
 def rivals(folder: Path, encoder: Encoder, texts: Sequence[str]) -> list[Contender]:
     """All of them, whether they are installed or not."""
     return [

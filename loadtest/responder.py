@@ -57,7 +57,7 @@ class Responder:
         self._process.join()
 
 
-def ceiling(load: Load, body: bytes, seconds: float = 1.5) -> float:
+def ceiling(load: Load, body: bytes, seconds: float = 1.0) -> float:
     """Requests a second that a core of the load generator's could make of ``load`` if a server took no time.
 
     :param body: of an answer, as the server gives it.

@@ -21,7 +21,8 @@ ALLOWED = {
     },
     "serve": set(),
     "client": set(),
-    "loadtest": {"client"},
+    # the benchmark starts the server, reads the version that is served, and writes the artifact's model for rivals
+    "loadtest": {"client", "serve.server", "export.triton", "export.near_empty", "train.artifact"},
     "model_repository": set(),
 }
 HEAVY = {"torch", "transformers", "optimum", "onnx", "sklearn", "pandas"}
@@ -55,7 +56,9 @@ def test_imports_follow_the_table(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", ["client", "serve", "loadtest", "model_repository"])
 def test_what_serves_needs_nothing_that_trains(folder: str) -> None:
-    for file in (ROOT / folder).rglob("*.py"):
+    # what runs in the rivals' own environments brings their dependencies
+    theirs = {ROOT / "loadtest/rivals" / name for name in ("modeling.py", "scorer.py", "int8.py")}
+    for file in set((ROOT / folder).rglob("*.py")) - theirs:
         assert not {name.split(".")[0] for name in imports(file)} & HEAVY, file
 
 
