@@ -13,8 +13,9 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from export import ragged
+
 TEMPLATES = Path(__file__).parent / "templates"
-BUCKETS = (16, 32, 64, 128, 256, 512)
 CHARACTERS_PER_TOKEN = 64
 """A text is cut to this many characters per token that the model reads, before it is tokenized: no flood of text in one
 row holds up the rows beside it."""
@@ -33,11 +34,12 @@ class InvalidSettings(ValueError):
 class ServingSettings:
     """All that the configurations depend on.
 
-    :param buckets: the padded lengths, ascending; the last is ``max_tokens``.
     :param instances: encoder sessions; each takes ``intra_op_threads`` threads.
     :param normalize: the version's ``normalizer.py`` runs before anything else.
     :param provenance: strings that tell where the model came from.
     :param kind: ``transformer``, or ``linear``, which has no tokenizer model of its own.
+    :param max_batch_tokens: rows run together, of like length, are at most so many tokens; 0 is no limit. Heeded by our
+        own backend alone (see serve/backends/onnxruntime).
     :param target: ``cpu``, ``cuda`` or ``tensorrt``.
     """
 
@@ -49,10 +51,10 @@ class ServingSettings:
     pad_token_id: int
     precision: str
     provenance: dict[str, str]
-    buckets: tuple[int, ...]
     kind: str = "transformer"
     target: str = "cpu"
     max_batch_size: int = 64
+    max_batch_tokens: int = 512
     instances: int = 2
     intra_op_threads: int = 1
     normalize: bool = False
@@ -63,18 +65,6 @@ class ServingSettings:
         for field in ("max_batch_size", "instances", "intra_op_threads"):
             if getattr(self, field) < 1:
                 raise InvalidSettings(f"{field} is {getattr(self, field)}, must be at least 1")
-        if (
-            list(self.buckets) != sorted(set(self.buckets))
-            or self.buckets[0] < 2
-            or self.buckets[-1] != self.max_tokens
-        ):
-            raise InvalidSettings(
-                f"buckets are {self.buckets}: they must ascend from 2 or more to max_tokens, {self.max_tokens}"
-            )
-
-    @staticmethod
-    def default_buckets(max_tokens: int) -> tuple[int, ...]:
-        return (*(b for b in BUCKETS if b < max_tokens), max_tokens)
 
     @property
     def max_characters(self) -> int:
@@ -82,9 +72,18 @@ class ServingSettings:
 
 
 def read_settings(export_json: Path) -> ServingSettings:
-    """The settings that a published version was rendered from, read back from its ``export.json``."""
+    """The settings that a published version was rendered from, read back from its ``export.json``.
+
+    :raises InvalidSettings: when an exporter of another version wrote it.
+    """
     raw = json.loads(export_json.read_text(encoding="utf-8"))["settings"]
-    return ServingSettings(**{**raw, "labels": tuple(raw["labels"]), "buckets": tuple(raw["buckets"])})
+    try:
+        return ServingSettings(**{**raw, "labels": tuple(raw["labels"])})
+    except TypeError as error:
+        raise InvalidSettings(
+            f"{export_json} was written by another version of the exporter ({error}): export the model again, into an "
+            "empty repository"
+        ) from None
 
 
 def model_names(name: str, kind: str = "transformer") -> tuple[str, ...]:
@@ -117,14 +116,13 @@ def ensemble(settings: ServingSettings, version: int, previous: int | None = Non
     config.output.add(name="scores", data_type=pb.TYPE_FP32, dims=[len(settings.labels)])
     config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
     config.version_policy.specific.versions.append(version)
-    between = ("input_ids", "attention_mask") if settings.kind == "transformer" else ()
     names = model_names(settings.name, settings.kind)[1:]
     steps = [config.ensemble_scheduling.step.add(model_name=name, model_version=version) for name in names]
     steps[0].input_map["TEXT"] = "TEXT"
     steps[0].output_map["truncated"] = "truncated"
-    for tensor in between:
-        steps[0].output_map[tensor] = tensor
-        steps[1].input_map[tensor] = tensor
+    if settings.kind == "transformer":
+        steps[0].output_map["input_ids"] = "input_ids"
+        steps[1].input_map["input_ids"] = "input_ids"
     steps[-1].output_map["scores"] = "scores"
     parameters = {
         "labels": json.dumps(settings.labels),
@@ -146,7 +144,6 @@ def tokenizer(settings: ServingSettings) -> pb.ModelConfig:
     config = pb.ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch_size)
     config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name="input_ids", data_type=pb.TYPE_INT32, dims=[-1])
-    config.output.add(name="attention_mask", data_type=pb.TYPE_INT32, dims=[-1])
     config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.dynamic_batching.SetInParent()
@@ -163,9 +160,18 @@ def encoder(settings: ServingSettings) -> pb.ModelConfig:
     else:
         config.backend = "onnxruntime"
         config.default_model_filename = "model.onnx"
-        for tensor in ("input_ids", "attention_mask"):
-            config.input.add(name=tensor, data_type=pb.TYPE_INT32, dims=[-1])
-        _set_parameters(config, {"intra_op_thread_count": str(settings.intra_op_threads)})
+        # requests of any lengths are joined, and the graph is told how long each row is: see export/ragged.py
+        config.input.add(name="input_ids", data_type=pb.TYPE_INT32, dims=[-1], allow_ragged_batch=True)
+        config.batch_input.add(
+            kind=pb.BatchInput.BATCH_ITEM_SHAPE,
+            target_name=[ragged.WIDTHS],
+            data_type=pb.TYPE_INT32,
+            source_input=["input_ids"],
+        )
+        parameters = {"intra_op_thread_count": settings.intra_op_threads, "ragged_padding": ragged.PADDING}
+        if settings.max_batch_tokens:
+            parameters["max_batch_tokens"] = settings.max_batch_tokens
+        _set_parameters(config, {key: str(value) for key, value in parameters.items()})
     config.output.add(name="scores", data_type=pb.TYPE_FP32, dims=[len(settings.labels)])
     # KIND_AUTO: on the GPU where the machine has one, so that the same repository can be tried on one that has none
     kind = pb.ModelInstanceGroup.KIND_CPU if settings.target == "cpu" else pb.ModelInstanceGroup.KIND_AUTO

@@ -23,7 +23,6 @@ SETTINGS = ServingSettings(
     pad_token_id=0,
     precision="fp32",
     provenance={},
-    buckets=(16, 32),
 )
 
 

@@ -1,16 +1,16 @@
-"""Triton model: texts to token ids, padded to a short ladder of lengths.
+"""Triton model: texts to token ids.
 
 The data flow, and the error that belongs to each arrow::
 
-    TEXT bytes --decode--> str --normalize--> str --tokenize--> ids --cut, pad--> input_ids, attention_mask, truncated
+    TEXT bytes --decode--> str --normalize--> str --tokenize--> ids --cut, pad--> input_ids, truncated
              INVALID_ARGUMENT: not UTF-8, with the row and the byte
 
 Texts are normalized where the model was trained so; ``truncated`` then speaks of the normalized text. What differs
 between versions is read from the version's folder (``settings.json``), since a config is shared by all versions. When
 it loads, the model tokenizes the comments of ``golden.json`` and refuses to serve if their token ids have changed.
 
-Triton joins only requests of equal shape, first in first out. So rows are padded to the next length of the ladder
-(``buckets``), never to their own.
+Rows are padded with -1 to the longest of their request. Requests need no common length: the encoder takes ragged
+batches.
 
 Written by the exporter into every version folder: change ``export/templates/tokenizer_model.py`` instead.
 """
@@ -27,6 +27,8 @@ import triton_python_backend_utils as pb_utils
 from texts import TextReader
 from tokenizers import Tokenizer
 
+PADDING = -1
+
 
 class TritonPythonModel:
     """What Triton's Python backend calls; one per instance, in a process of its own."""
@@ -35,8 +37,6 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         self.max_tokens: int = settings["max_tokens"]
-        self.buckets: list[int] = settings["buckets"]
-        self.pad_id: int = settings["pad_token_id"]
         self.reader = TextReader(settings["max_characters"], settings["normalize"])
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
@@ -64,13 +64,9 @@ class TritonPythonModel:
         batch = self.reader.read(requests)
         responses: list[Any] = batch.responses
         # one call for all requests: most of a small call's time would be overhead
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(batch.texts)]
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(batch.texts)]
         for i, start, stop in batch.spans:
-            truncated = [
-                cut or len(row) > self.max_tokens
-                for row, cut in zip(ids[start:stop], batch.cut[start:stop], strict=True)
-            ]
-            responses[i] = self.response([self.cut(row) for row in ids[start:stop]], truncated)
+            responses[i] = self.response(rows[start:stop], batch.cut[start:stop])
         return responses
 
     def cut(self, ids: list[int]) -> list[int]:
@@ -78,18 +74,16 @@ class TritonPythonModel:
             return ids
         return ids[: self.max_tokens - self.tail] + ids[len(ids) - self.tail :]
 
-    def response(self, rows: list[list[int]], truncated: list[bool]) -> Any:
-        longest = max((len(row) for row in rows), default=0)
-        width = next(bucket for bucket in self.buckets if bucket >= longest)
-        input_ids = np.full((len(rows), width), self.pad_id, np.int32)
-        attention_mask = np.zeros((len(rows), width), np.int32)
-        for i, row in enumerate(rows):
-            input_ids[i, : len(row)] = row
-            attention_mask[i, : len(row)] = 1
+    def response(self, rows: list[list[int]], cut: list[bool]) -> Any:
+        """:param cut: whether the text was cut before it was tokenized."""
+        lengths = [len(row) for row in rows]
+        longest = max(lengths, default=0)
+        truncated = np.array(cut, bool).reshape(-1, 1)
+        if longest > self.max_tokens:
+            truncated |= np.array(lengths).reshape(-1, 1) > self.max_tokens
+            rows = [self.cut(row) for row in rows]
+            longest = self.max_tokens
+        input_ids = np.array([row + [PADDING] * (longest - len(row)) for row in rows], np.int32)
         return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor("input_ids", input_ids),
-                pb_utils.Tensor("attention_mask", attention_mask),
-                pb_utils.Tensor("truncated", np.array(truncated, bool).reshape(-1, 1)),
-            ]
+            [pb_utils.Tensor("input_ids", input_ids), pb_utils.Tensor("truncated", truncated)]
         )
