@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -22,6 +23,18 @@ row holds up the rows beside it."""
 
 
 HEADER = "# Rendered by `python -m export.onnx`; export again instead of editing.\n"
+CASCADE_FILES = {
+    "model.py": "cascade_model.py",
+    **{name: name for name in ("cascade_cache.py", "cascade_metrics.py", "cascade_queue.py", "texts.py")},
+}
+"""The files of a cascade's version that are templates, by their names there; beside them stand ``settings.json``, and
+``normalizer.py`` and ``stages.py`` where they are used."""
+CASCADE_QUEUE = 1024
+"""Requests that wait for the cascade; what waits for the encoder is limited by ``max_rows_in_flight``."""
+CASCADE_TIMEOUT_US = 10_000_000
+"""A request that waited so long for the cascade is refused, where it names no other time."""
+CHARACTERS_OF_A_TOKEN = 5
+"""On average, and rather more: what is read of a comment is estimated from its characters."""
 PREVIOUS = "previous_version"
 """The ensemble's parameter that names the version to roll back to."""
 
@@ -124,7 +137,14 @@ def ensemble(settings: ServingSettings, version: int, previous: int | None = Non
         steps[0].output_map["input_ids"] = "input_ids"
         steps[1].input_map["input_ids"] = "input_ids"
     steps[-1].output_map["scores"] = "scores"
-    parameters = {
+    _set_parameters(config, _public_parameters(settings))
+    if previous is not None:
+        _set_parameters(config, {PREVIOUS: str(previous)})
+    return config
+
+
+def _public_parameters(settings: ServingSettings) -> dict[str, str]:
+    return {
         "labels": json.dumps(settings.labels),
         "thresholds": json.dumps(settings.thresholds),
         "problem_type": settings.problem_type,
@@ -133,10 +153,53 @@ def ensemble(settings: ServingSettings, version: int, previous: int | None = Non
         "max_characters": str(settings.max_characters),
         "provenance": json.dumps(settings.provenance),
     }
-    if previous is not None:
-        parameters[PREVIOUS] = str(previous)
-    _set_parameters(config, parameters)
-    return config
+
+
+def cascade_settings(
+    settings: ServingSettings, encoder_version: int, stages: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """What stands in ``settings.json`` of a cascade's version, beside the files of ``CASCADE_FILES``.
+
+    :param encoder_version: the version of the ensemble that gets what the stages are not sure of.
+    :param stages: as ``stages.py`` of the version reads them; none makes a cache in front of the ensemble.
+    """
+    row_characters = settings.max_tokens * CHARACTERS_OF_A_TOKEN
+    return {
+        "labels": list(settings.labels),
+        "max_characters": settings.max_characters,
+        "normalize": settings.normalize,
+        "encoder": {"model": settings.name, "version": encoder_version},
+        "stages": list(stages),
+        "cache_bytes": 64 * 2**20,  # about 100,000 comments
+        "max_rows_in_flight": 16 * settings.max_batch_size,
+        "encoder_calls": 2 * settings.instances,  # one that is scored and one that waits, for each instance
+        "chunk_rows": min(settings.max_batch_size, 32),
+        "chunk_characters": 8 * row_characters,
+        "row_characters": row_characters,
+    }
+
+
+def cascade(settings: ServingSettings, version: int) -> str:
+    """The text of ``config.pbtxt`` of ``<name>_cascade``.
+
+    The parameters are those of the ensemble; the numbers of ``cascade_settings`` may be set as parameters too, and then
+    hold for every version. Requests may bring a ``timeout``; what does not fit in the queue is refused.
+    """
+    config = pb.ModelConfig(name=f"{settings.name}_cascade", backend="python", max_batch_size=settings.max_batch_size)
+    config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
+    config.output.add(name="scores", data_type=pb.TYPE_FP32, dims=[len(settings.labels)])
+    config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
+    config.output.add(name="stage", data_type=pb.TYPE_INT32, dims=[1])
+    config.version_policy.specific.versions.append(version)
+    # one instance: cache and comments under way are known to one process only
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    policy = config.dynamic_batching.default_queue_policy
+    policy.max_queue_size = CASCADE_QUEUE
+    policy.default_timeout_microseconds = CASCADE_TIMEOUT_US
+    policy.allow_timeout_override = True
+    policy.timeout_action = pb.ModelQueuePolicy.REJECT
+    _set_parameters(config, _public_parameters(settings))
+    return f"{HEADER}{text_format.MessageToString(config)}"
 
 
 def tokenizer(settings: ServingSettings) -> pb.ModelConfig:
