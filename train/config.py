@@ -108,8 +108,9 @@ class NgramConfig:
     :param words: longest run of words.
     :param max_bytes: of a text are read.
     :param rows: most buckets that get weights, the most frequent ones.
-    :param min_count: how often a bucket must be met to get any.
-    :param l2: strength of the penalty on the squared weights.
+    :param min_count: how many comments a bucket must be in to get any.
+    :param iterations: of the solver, at most; more of them fit the training comments better, not others.
+    :param l2: strength of the penalty on the squared factors.
     """
 
     bits: int = 20
@@ -118,16 +119,12 @@ class NgramConfig:
     max_bytes: int = 800
     rows: int = 150_000
     min_count: int = 5
-    epochs: float = 5.0
-    batch_size: int = 256
-    learning_rate: float = 1.0
-    l2: float = 0.0
+    iterations: int = 40
+    l2: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("rows", "min_count", "batch_size"):
+        for name in ("rows", "min_count", "iterations"):
             _at_least(f"ngrams.{name}", getattr(self, name), 1)
-        for name in ("epochs", "learning_rate"):
-            _above_zero(f"ngrams.{name}", getattr(self, name))
         if self.l2 < 0:
             raise InvalidConfig(f"ngrams.l2 is {self.l2}, must be at least 0")
 

@@ -242,7 +242,7 @@ def fit_ngrams(
     normalizer = normalize_text if recipe.data.normalize else None
     shown = [normalizer(t) for t in texts] if normalizer else texts
     started = time.monotonic()
-    weights = ngrams.fit_ngrams(recipe.ngrams, shown, targets, recipe.train.seed, say)
+    weights = ngrams.fit_ngrams(recipe.ngrams, shown, targets, say)
     config = ClassifierConfig(problem_type=splits.problem_type, normalize=recipe.data.normalize, kind="ngrams")
     return NgramScorer(weights, config, normalizer), loop.throughput(time.monotonic() - started, len(texts))
 

@@ -6,12 +6,13 @@ that score with it; so it imports nothing of ours.
 
 A text is lower-cased and cut; bytes that are no letter, digit or sign of :data:`SIGNS` become one space. Features are
 all runs of so many characters (bytes), spaces included, and all runs of so many words. Each is hashed to a bucket; a
-bucket that training kept has a row of weights, one per label::
+bucket that training kept has a row of weights, one per label, and the square of its inverse document frequency. A
+bucket counts once in a text::
 
-    logit = (sum of the rows of all features) / sqrt(number of features) * scale + intercept
+    logit = (sum of the rows of a text) / sqrt(sum of their squares) * scale + intercept
 
-Rows are INT8 and up to three labels lie in one INT64, so a sum over features is exact and costs one addition for three
-labels: scores depend neither on the batch nor on the processor.
+Rows are small integers and three of them lie in one INT64, so a sum is exact and costs one addition for three labels:
+scores depend neither on the batch nor on the processor.
 
 Sources: Joulin et al., "Bag of tricks for efficient text classification", 2016; Weinberger et al., "Feature hashing for
 large scale multitask learning", 2009.
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -31,7 +33,7 @@ SIGNS = b"!?*#@$%"
 """Signs that tell something: they stay as they are."""
 
 SPACE, END = 32, 0
-CHUNK = 256
+CHUNK = 64
 """Texts that are looked at together: their arrays stay in the processor's cache."""
 
 LANE = 21
@@ -66,8 +68,8 @@ class HashSettings:
             raise ValueError(f"characters is {list(self.characters)}, each must lie in [1, 8]")
         if self.words < 0 or not (self.words or self.characters):
             raise ValueError(f"words is {self.words}, must be at least 0, and 1 where there are no runs of characters")
-        # at most one feature of a kind starts at each byte, and adds up to 127
-        limit = (2 ** (LANE - 1) - 1) // 127 // (len(self.characters) + self.words) - 2
+        # at most one feature of a kind starts at each byte, and adds up to 255
+        limit = (2 ** (LANE - 1) - 1) // 255 // (len(self.characters) + self.words) - 2
         if not 1 <= self.max_bytes <= limit:
             raise ValueError(f"max_bytes is {self.max_bytes}, must lie in [1, {limit}] with these features")
 
@@ -78,6 +80,7 @@ class HashedModel:
 
     :param buckets: those that have a row, ascending, INT32. *Shape:* ``(rows,)``
     :param codes: INT8. *Shape:* ``(rows, labels)``
+    :param squares: of the rows' inverse document frequencies, in any unit, UINT8. *Shape:* ``(rows,)``
     :param scales: what 1 of a code is worth, FP64. *Shape:* ``(labels,)``
     :param intercepts: FP64. *Shape:* ``(labels,)``
     """
@@ -85,16 +88,18 @@ class HashedModel:
     settings: HashSettings
     buckets: np.ndarray
     codes: np.ndarray
+    squares: np.ndarray
     scales: np.ndarray
     intercepts: np.ndarray
 
     def __post_init__(self) -> None:
-        rows = np.zeros((len(self.codes) + 1, -(-self.codes.shape[1] // 3)), np.int64)
-        for label in range(self.codes.shape[1]):
-            rows[1:, label // 3] += self.codes[:, label].astype(np.int64) << LANE * (label % 3)
+        columns = np.column_stack((self.squares.astype(np.int64), self.codes.astype(np.int64)))
+        lanes = np.zeros((-(-columns.shape[1] // 3), len(columns) + 1), np.int64)
+        for i in range(columns.shape[1]):
+            lanes[i // 3, 1:] += columns[:, i] << LANE * (i % 3)
         places = np.zeros(2**self.settings.bits, np.int32)  # row 0 is of all buckets that have none
-        places[self.buckets] = np.arange(1, len(self.codes) + 1)
-        object.__setattr__(self, "_rows", [np.ascontiguousarray(column) for column in rows.T])
+        places[self.buckets] = np.arange(1, len(columns) + 1)
+        object.__setattr__(self, "_lanes", lanes)
         object.__setattr__(self, "_places", places)
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
@@ -103,24 +108,19 @@ class HashedModel:
         return np.concatenate(parts) if parts else np.zeros((0, len(self.scales)))
 
     def _logits(self, texts: Sequence[str]) -> np.ndarray:
-        rows: list[np.ndarray] = self._rows  # type: ignore[attr-defined]
-        places: np.ndarray = self._places  # type: ignore[attr-defined]
-        sums = np.zeros((len(texts), len(rows)), np.int64)
-        counts = np.zeros(len(texts), np.int64)
-        for buckets, starts, ends in features(texts, self.settings):
-            counts += ends - starts
-            place = places[buckets]
-            for lane, column in enumerate(rows):
-                total = np.concatenate(([0], np.cumsum(column[place])))
-                sums[:, lane] += total[ends] - total[starts]
-        values = np.zeros((len(texts), len(self.scales)))
-        for label in range(len(self.scales)):
-            rest = sums[:, label // 3]
-            # the lowest lane with its sign; then it is taken away, and the next one is the lowest
-            low = ((rest + (1 << (LANE - 1))) & ((1 << LANE) - 1)) - (1 << (LANE - 1))
-            values[:, label] = low
-            sums[:, label // 3] = (rest - low) >> LANE
-        return values / np.sqrt(np.maximum(counts, 1))[:, None] * self.scales + self.intercepts
+        lanes: np.ndarray = self._lanes  # type: ignore[attr-defined]
+        found, bounds = distinct(features(texts, self.settings), self._places, len(texts))  # type: ignore[attr-defined]
+        sums = np.zeros((len(texts), 1 + len(self.scales)))
+        for number, lane in enumerate(lanes):
+            total = np.concatenate((np.zeros(1, np.int64), np.cumsum(lane[found])))
+            rest = total[bounds[1:]] - total[bounds[:-1]]
+            for i in range(3 * number, min(3 * number + 3, sums.shape[1])):
+                # the lowest lane with its sign; then it is taken away, and the next one is the lowest
+                low = ((rest + (1 << (LANE - 1))) & ((1 << LANE) - 1)) - (1 << (LANE - 1))
+                sums[:, i] = low
+                rest = (rest - low) >> LANE
+        lengths = np.sqrt(np.maximum(sums[:, :1], 1.0))
+        return np.asarray(sums[:, 1:] / lengths * self.scales + self.intercepts)
 
     def calibrated(self, slope: float, offsets: np.ndarray) -> HashedModel:
         """The model whose logits are ``slope * logits + offsets``. *Shape of offsets:* ``(labels,)``."""
@@ -135,6 +135,7 @@ class HashedModel:
             settings=np.array(json.dumps(asdict(self.settings))),
             used=np.packbits(used),
             codes=np.ascontiguousarray(self.codes.T),  # a label's codes are like each other
+            squares=self.squares,
             scales=self.scales,
             intercepts=self.intercepts,
         )
@@ -150,19 +151,38 @@ def load(path: Path) -> HashedModel:
             raw: dict[str, Any] = json.loads(str(found["settings"]))
             settings = HashSettings(**{**raw, "characters": tuple(raw["characters"])})
             buckets = np.flatnonzero(np.unpackbits(found["used"])).astype(np.int32)
-            codes = np.ascontiguousarray(found["codes"].T)
-            if len(buckets) != len(codes):
+            codes, squares = np.ascontiguousarray(found["codes"].T), found["squares"]
+            if not len(buckets) == len(codes) == len(squares):
                 raise ValueError(f"{len(codes)} rows for {len(buckets)} buckets")
-            return HashedModel(settings, buckets, codes, found["scales"], found["intercepts"])
-    except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
+            return HashedModel(settings, buckets, codes, squares, found["scales"], found["intercepts"])
+    except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path} holds no hashed n-grams ({error}): restore it, or train again") from None
 
 
-def features(texts: Sequence[str], settings: HashSettings) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The features of each text, kind by kind: all their buckets, and where each text's begin and end.
+def distinct(
+    kinds: Sequence[tuple[np.ndarray, np.ndarray]], places: np.ndarray, texts: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The places of each text's buckets, each once, text by text; and the bounds of the texts in them.
 
-    A kind is one length of runs. *Shapes:* ``(features,)``, ``(texts,)``, ``(texts,)``; the texts' stretches are in
-    their order, and what lies between them belongs to none.
+    :param kinds: as :func:`features` gives them.
+    :param places: of each bucket; 0 leaves it out. *Shape:* ``(2 ** bits,)``
+    :returns: *Shapes:* ``(found,)``, ``(texts + 1,)``
+    """
+    keys = []
+    for buckets, rows in kinds:
+        place = places[buckets]
+        keys.append((rows[place > 0] << 25) | place[place > 0])
+    joined = np.sort(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
+    once = np.ones(len(joined), bool)
+    once[1:] = joined[1:] != joined[:-1]
+    joined = joined[once]
+    return joined & ((1 << 25) - 1), np.searchsorted(joined, np.arange(texts + 1) << 25)
+
+
+def features(texts: Sequence[str], settings: HashSettings) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The features of all texts, kind by kind: their buckets (INT32), and which text each is of (INT64).
+
+    A kind is one length of runs. *Shape of each:* ``(features,)``
     """
     if not texts:
         return []
@@ -170,30 +190,32 @@ def features(texts: Sequence[str], settings: HashSettings) -> list[tuple[np.ndar
     found = []
     # runs of characters: one starts at every byte of a text, and the last ones hang over into the zeros behind it
     values = letters.astype(np.uint32) + np.uint32(1)
+    inside = np.flatnonzero(letters != END)
+    rows = np.repeat(np.arange(len(texts)), ends - starts)
     run = values
     for length in range(1, max(settings.characters, default=0) + 1):
         if length > 1:
             run = run[:-1] * BASE + values[length - 1 :]
         if length in settings.characters:
-            found.append((_bucket(run, length, settings.bits), starts, ends))
+            found.append((_bucket(run[inside], length, settings.bits), rows))
     if not settings.words:
         return found
 
     # a word's hash is the difference of two sums of the text so far, moved to where it would stand alone
-    inside = letters > SPACE
-    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1  # every text begins and ends with a space
+    word = letters > SPACE
+    edges = np.flatnonzero(word[1:] != word[:-1]) + 1  # every text begins and ends with a space
     first, behind = edges[::2], edges[1::2]
     powers = np.cumprod(np.full(len(letters), BASE), dtype=np.uint32)
     back = np.cumprod(np.full(len(letters), INVERSE), dtype=np.uint32)
     total = np.concatenate((np.zeros(1, np.uint32), np.cumsum(values * powers, dtype=np.uint32)))
     words = (total[behind] - total[first]) * back[first]
-    word_starts, word_ends = np.searchsorted(first, starts), np.searchsorted(first, ends)
+    rows = np.searchsorted(starts, first, side="right") - 1
     run = words
     for length in range(1, settings.words + 1):
         if length > 1:
             run = run[:-1] * BASE + words[length - 1 :] * MIX[1]
-        stops = np.maximum(word_ends - length + 1, word_starts)
-        found.append((_bucket(run, 100 + length, settings.bits), word_starts, stops))
+        same = rows[: len(run)] == rows[length - 1 :]
+        found.append((_bucket(run[same], 100 + length, settings.bits), rows[: len(run)][same]))
     return found
 
 

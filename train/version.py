@@ -38,7 +38,8 @@ class Facts:
     """What of an artifact decides about its version.
 
     :param architecture: kind, problem type, and what shapes the network: the encoder's values, pooling, the length
-        texts are cut to, the normalizer's and the tokenizer's SHA-256; of a linear model and of n-grams the kind of its features.
+        texts are cut to, the normalizer's and the tokenizer's SHA-256; of linear models
+        and of n-grams the kind of their features.
     :param weights_sha256: of the weights; see :func:`facts`.
     """
 
