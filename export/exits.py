@@ -3,10 +3,10 @@
 The exits follow from one number, the *risk*: a logistic curve for each stage and label, fitted on comments that shape
 nothing else, tells how likely the encoder is to flag a comment of a given score; a score whose risk of another decision
 is at most that number is beyond an exit. So there is one ladder of exits, from careful to bold, fixed before any
-comment is looked at that they are judged on. It is climbed from the careful end, and the last step counts whose upper limit
-(Clopper and Pearson, 95%) on the share of changed comments is within the bound, before the first where it is not. Going
-in a fixed order to the first failure keeps the 95% true of the step that is chosen: Angelopoulos et al., "Learn then
-test: calibrating predictive algorithms to achieve risk control", 2021.
+comment is looked at that they are judged on. It is climbed from the careful end, and the last step counts whose upper
+limit (Clopper and Pearson, 95%) on the share of changed comments is within the bound, before the first where it is not.
+Going in a fixed order to the first failure keeps the 95% true of the step that is chosen: Angelopoulos et al., "Learn
+then test: calibrating predictive algorithms to achieve risk control", 2021.
 
 A comment counts as changed when the decision on any label is not the encoder's.
 """

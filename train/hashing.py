@@ -147,7 +147,7 @@ def load(path: Path) -> HashedModel:
     :raises ValueError: for a file that holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             raw: dict[str, Any] = json.loads(str(found["settings"]))
             settings = HashSettings(**{**raw, "characters": tuple(raw["characters"])})
             buckets = np.flatnonzero(np.unpackbits(found["used"])).astype(np.int32)
