@@ -79,12 +79,13 @@ def cascade(report: Mapping[str, Any]) -> str:
         f"microseconds of one thread: {micros}.",
         "",
         "*Bound* is on the share of comments with any decision other than the encoder's, kept at "
-        f"{report['bound']['confidence']:.0%} confidence on {comments['tuning']:,} tuning comments. The rest was counted "
-        f"on {comments['validation']:,} validation comments; arrows lead from the encoder alone to the cascade. "
+        f"{report['bound']['confidence']:.0%} confidence on {comments['tuning']:,} tuning comments. The "
+        f"rest was counted on {comments['validation']:,} validation comments; arrows lead from the encoder "
+        "alone to the cascade. "
         f"Comments/s on {report['cores']} cores follow from the CPU times alone, without what serving costs.",
         "",
-        f"| bound | {' | '.join(f'by {name}' for name in names)} | changed comments | changed decisions | mean ROC-AUC | "
-        "mean PR-AUC | macro F1 | comments/s | speed-up |",
+        f"| bound | {' | '.join(f'by {name}' for name in names)} | changed comments | changed decisions | "
+        "mean ROC-AUC | mean PR-AUC | macro F1 | comments/s | speed-up |",
         "|---:|" + "---:|" * (len(names) + 7),
     ]
     for bound in sorted({*LADDER, report["bound"]["changed"]}):

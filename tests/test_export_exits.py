@@ -57,24 +57,35 @@ def test_a_label_that_is_never_flagged_is_taken_at_its_word() -> None:
 
 
 def test_the_chosen_exits_keep_the_bound_on_other_comments() -> None:
-    path, validation = made(3000, 3), made(20000, 4)
-    truth = (validation.encoder > 0.5).astype(float)
+    curves, validation = exits.fit_curves(made(3000, 3), THRESHOLDS), made(20000, 4)
+    ladder = [[exits.exits_at(risk, own, THRESHOLDS) for own in curves] for risk in exits.RISKS]
+    truly = [exits.apply(validation, step, THRESHOLDS).changed_comments / len(validation) for step in ladder]
     kept = []
-    for seed in range(20):
+    for seed in range(40):
         tuning = made(3000, 100 + seed)
-        rows = exits.curve(path, tuning, validation, truth, NAMES, THRESHOLDS, [10.0, 100.0, 1000.0], 5.0, 2)
-        chosen = exits.choose(rows, 0.01)
+        limits = [
+            exits.upper_limit(exits.apply(tuning, step, THRESHOLDS).changed_comments, len(tuning)) for step in ladder
+        ]
+        chosen = exits.choose([{"tuning": {"upper_limit": limit}} for limit in limits], 0.01)
         assert chosen is not None
-        kept.append(rows[chosen]["validation"]["changed_share"] <= 0.01)
-        assert rows[chosen]["tuning"]["upper_limit"] <= 0.01 < rows[chosen + 1]["tuning"]["upper_limit"]
-        assert sum(rows[chosen]["validation"]["answered_by"]) == pytest.approx(1)
-        assert sum(rows[chosen]["validation"]["answered_by"][:2]) > 0.5
-    assert np.mean(kept) >= 0.9
-    cost = rows[chosen]["cpu_us"]
-    by = rows[chosen]["validation"]["answered_by"]
+        kept.append(truly[chosen] <= 0.01)
+    assert 0.85 <= np.mean(kept)
+
+
+def test_the_curve_counts_and_adds_up() -> None:
+    path, tuning, validation = made(3000, 3), made(1000, 5), made(1000, 6)
+    truth = (validation.encoder > 0.5).astype(float)
+    rows = exits.curve(path, tuning, validation, truth, NAMES, THRESHOLDS, [10.0, 100.0, 1000.0], 5.0, 2)
+    assert len(rows) == len(exits.RISKS)
+    row = rows[len(rows) // 2]
+    by, cost = row["validation"]["answered_by"], row["cpu_us"]
+    found = exits.apply(validation, [np.array(limits) for limits in row["exits"]], THRESHOLDS)
+    assert by == [float((found.by == number).mean()) for number in range(3)] and 0 < by[2] < 0.5
+    assert row["validation"]["changed_comments"] == found.changed_comments
+    assert row["validation"]["missed"] + row["validation"]["invented"] == found.changed.sum()
     assert cost == pytest.approx(5 + 10 + 100 * (by[1] + by[2]) + 1000 * by[2])
-    assert rows[chosen]["comments_per_s"] == pytest.approx(2e6 / cost)
-    assert rows[chosen]["speedup"] == pytest.approx(1005 / cost)
+    assert row["comments_per_s"] == pytest.approx(2e6 / cost)
+    assert row["speedup"] == pytest.approx(1005 / cost)
 
 
 def test_the_climb_ends_at_the_first_step_beyond_the_bound() -> None:
