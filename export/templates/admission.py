@@ -4,8 +4,8 @@ Triton's own bound (``default_queue_policy``) is of no use in 2.51, the server o
 such policy forms no batch ahead of time and then overlooks that an instance became free, for up to 500 ms, until
 another request comes; with a time limit its throughput decays (server issue 8870). And it counts requests, where a
 request of 64 comments is 64 times the work. Nor does a deadline help: once a request waits for the second model of an
-ensemble, it is computed even where its client has gone. So the model that all requests enter through asks Triton's metrics how
-many wait, and knows how much work they are::
+ensemble, it is computed even where its client has gone. So the model that all requests enter through asks Triton's
+metrics how many wait, and knows how much work they are::
 
     work that waits (pending requests, each with its tokens) / work done a second = the wait that a request would have
 
