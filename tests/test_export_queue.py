@@ -159,6 +159,19 @@ def test_a_bound_of_zero_refuses_nothing(admission: ModuleType) -> None:
     assert check.refusals([0, 1]) == [None, None]
 
 
+def test_without_metrics_nothing_is_refused_and_that_is_said_once(
+    admission: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITOX_METRICS_URL", "http://127.0.0.1:1/metrics")
+    check = admission.Admission({"name": "m", "parameters": {"max_queue_ms": {"string_value": "100"}}})
+    said, deadline = "", time.monotonic() + 10
+    while not said and time.monotonic() < deadline:
+        assert check.refusals([0]) == [None]
+        time.sleep(0.05)
+        said = capsys.readouterr().err
+    assert said.startswith("m: http://127.0.0.1:1/metrics cannot be read") and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("kind", ["transformer", "linear"])
 def test_the_bound_is_in_the_configuration_of_the_entry(kind: str) -> None:
     from dataclasses import replace

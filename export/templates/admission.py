@@ -22,6 +22,7 @@ import http.client
 import math
 import os
 import re
+import sys
 import threading
 import time
 import urllib.parse
@@ -149,13 +150,20 @@ class Admission:
 
     def _watch(self, metrics: urllib.parse.SplitResult) -> None:
         connection = http.client.HTTPConnection(metrics.hostname or "127.0.0.1", metrics.port, timeout=2)
+        said = False
         while True:
             self.work_came.wait()
             self.work_came.clear()
             try:
                 connection.request("GET", metrics.path)
                 pending = read(connection.getresponse().read())
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as error:
+                if not said:
+                    sys.stderr.write(
+                        f"{self.names[0]}: {metrics.geturl()} cannot be read ({error}), so no request is refused, "
+                        "however many wait: let TRITOX_METRICS_URL name Triton's metrics\n"
+                    )
+                    said = True
                 connection.close()
                 time.sleep(1)
                 continue
