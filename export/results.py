@@ -15,8 +15,8 @@ PAGE = Path(__file__).parent / "RESULTS.md"
 
 INTRODUCTION = """# Measured exports
 
-Written by `python -m export.results` from the files in `export/results`, which `python -m export.onnx --report` wrote.
-Do not edit by hand.
+Written by `python -m export.results` from the files in `export/results`, which `python -m export.onnx --report` and
+`python -m export.tokenizers_check --report` wrote. Do not edit by hand.
 
 Each form of a model was compared with the artifact on validation comments in natural proportion. *Flips* is the share
 of the comments whose decision changed, of the label where most did. Speed is comments a second of one thread's CPU
@@ -30,7 +30,7 @@ def render(folder: Path = FOLDER) -> str:
     parts = [INTRODUCTION]
     for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
-        parts += [f"## {path.stem}", section(report)]
+        parts += [f"## {path.stem}", tokenizers(report) if "libraries" in report else section(report)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -61,6 +61,45 @@ def section(report: Mapping[str, Any]) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", outcome(report)])
+
+
+def tokenizers(report: Mapping[str, Any]) -> str:
+    """Tokenizer libraries against the reference: on how many texts they differ, on which, and what a comment costs."""
+    times: Mapping[str, Mapping[str, float]] = report["cpu_us_per_comment"]
+    sizes = list(next(iter(times.values())))
+    libraries = report["libraries"]
+    real = sum(count for name, count in report["classes"].items() if name.startswith("real: "))
+    names = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    head = [
+        "library",
+        "texts compared",
+        "other ids",
+        "of them real comments",
+        *(f"us, {size} a call" for size in sizes),
+    ]
+    lines = [
+        f"The tokenizer of {report['tokenizer_file']} ({report['tokenizer']}, {report['vocabulary']:,} tokens) on "
+        f"{report['strings']:,} texts, of which {real:,} are real comments and the rest is fuzzed, in "
+        f"{sum(not name.startswith('real: ') for name in report['classes'])} classes; {names}; {report['machine']}; "
+        f"commit {str(report['git_commit'])[:12]}. A library that has differed too often is compared no further. CPU "
+        f"time is in microseconds a comment ({report['mean_characters']:.0f} characters on average), one thread but "
+        "for the row that says parallel, no comment twice.",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|---|{'---:|' * (len(head) - 1)}",
+    ]
+    for name, by_size in times.items():
+        found = libraries.get(name)
+        cells = ["", "", ""]
+        if found:
+            differing = sum(count for kind, count in found["by_class"].items() if kind.startswith("real: "))
+            cells = [f"{found['compared']:,}", f"{found['differences']:,}", f"{differing:,}"]
+        lines.append(f"| {' | '.join([name, *cells, *(f'{by_size[size]:.1f}' for size in sizes)])} |")
+    exact = [name for name, found in libraries.items() if not found["differences"]]
+    lines += ["", f"The same ids on all texts: {', '.join(exact) or 'none'}."]
+    for name, reason in report["absent"].items():
+        lines.append(f"Not compared: {name} ({reason}).")
+    return "\n".join(lines)
 
 
 def outcome(report: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import math
 import random
 import sys
@@ -65,6 +66,30 @@ def read(path: Path) -> list[str]:
     if not comments:
         raise InvalidCorpus(f"{path} holds no comments: give a file with one on each line, or a CSV")
     return comments
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file with the key ``text``, such as an artifact's validation comments.
+
+    :raises InvalidCorpus: when a row is none, with its number, or there are none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not splitlines: texts may hold U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidCorpus(f"{path} cannot be read ({reason}): give a JSON lines file in UTF-8") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["text"], str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise InvalidCorpus(f'{path}, line {number} is not a JSON object such as {{"text": "..."}}') from None
+        rows.append(row)
+    if not rows:
+        raise InvalidCorpus(f"{path} holds no comments: give a file with a JSON object on each line")
+    return rows
 
 
 def _column(file: TextIO, path: Path) -> list[str]:

@@ -1,201 +1,276 @@
-"""Raw requests on a schedule: what the overload and soak tests send with.
+"""A closed-loop load generator: a number of clients, each of which sends again as soon as it has an answer.
 
-Requests are serialized before the clock starts and sent over several channels, without the client's checks: a generator
-that shares its machine with the server must cost little. Latency counts from when a request was due, not from when it
-left, so that a generator that falls behind cannot hide it.
+It runs in processes of its own, so that what it costs can be told from what the server costs, and it says how busy it
+was. It is Python: see :mod:`loadtest.connections` for what makes that fast enough, and :func:`ceiling` for how fast.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
+import multiprocessing
+import select
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from types import TracebackType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.connection import wait
+from typing import Literal
 
-import grpc
+from loadtest.connections import Connection, ConnectionFailed, GrpcConnection, HttpConnection
 
-from client import wire
-from loadtest.slo import Sample, percentile
+DRAIN_S = 15.0
+"""How long answers are waited for behind the run."""
 
-METHOD = "/inference.GRPCInferenceService/ModelInfer"
-LATE_S = 0.1
-"""A request that leaves so much after it was due was not offered at the rate that was asked for."""
-REFUSED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
-"""The statuses of a server that is busy."""
+MAX_FAILED = 200
+"""A run without any success ends after so many failures."""
+
+
+class GeneratorFailed(RuntimeError):
+    """The load could not be put on the server at all."""
 
 
 @dataclass(frozen=True)
-class Body:
-    """A serialized request, and how many comments it holds."""
+class Load:
+    """What to send where. Requests are sent in order, and over again.
 
-    raw: bytes
-    comments: int
+    :param bodies: of the requests. :param comments: in each of them.
+    :param clients: requests under way at the same time.
+    :param connections: that the clients share; HTTP/1.1 has one for each client.
+    :param warm_up_s: time before the measurement, under the same load.
+    :param first: the request to begin with.
+    """
 
-
-def body(texts: Sequence[str], model: str, timeout_s: float) -> Body:
-    """:param timeout_s: what the request itself says that it is willing to wait."""
-    call = wire.Call("", model, timeout_s)
-    call.request_id = ""
-    return Body(wire.infer_request(wire.encode(texts, call), call).SerializeToString(), len(texts))
+    protocol: Literal["grpc", "http"]
+    host: str
+    port: int
+    path: str
+    bodies: Sequence[bytes] = field(repr=False)
+    comments: Sequence[int] = field(repr=False)
+    clients: int = 8
+    connections: int = 2
+    warm_up_s: float = 1.0
+    seconds: float = 10.0
+    first: int = 0
 
 
 @dataclass
-class Sent:
-    """What one phase came to. A sample's error is the name of its gRPC status.
+class Outcome:
+    """What a run came to. Failures are counted over the whole run, everything else inside the measurement.
 
-    :param seconds: that the phase was to last; its last answers may have come later.
-    :param late: requests that left over ``LATE_S`` after they were due; none in a closed loop.
-    :param cpu: of this process, in cores.
-    :param details: a text of each status that was seen.
+    :ivar latencies_ms: of the requests that were answered, in no order.
+    :ivar cpu_s: of the generator.
+    :ivar answers: the last body that answered a request, by the request's number.
     """
 
-    samples: list[Sample]
-    start_s: float
-    seconds: float
-    late: int
-    cpu: float
-    details: dict[str, str]
+    seconds: float = 0.0
+    requests: int = 0
+    comments: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    latencies_ms: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+    answers: dict[int, bytes] = field(default_factory=dict)
 
-    @property
-    def statuses(self) -> dict[str, int]:
-        return dict(Counter(s.error or "OK" for s in self.samples))
-
-    @property
-    def good(self) -> list[Sample]:
-        return [s for s in self.samples if s.error is None]
-
-    @property
-    def refused(self) -> list[Sample]:
-        return [s for s in self.samples if s.error in REFUSED]
-
-    @property
-    def comments_per_s(self) -> float:
-        """Comments that were answered while the phase lasted."""
-        end_s = self.start_s + self.seconds
-        return sum(s.comments for s in self.good if s.start_s + s.duration_s <= end_s) / self.seconds
-
-    def ms(self, samples: Sequence[Sample], share: float) -> float | None:
-        """A percentile of the latencies of some of the samples."""
-        return percentile(sorted(s.duration_s * 1000 for s in samples), share)
-
-    def to_json(self) -> dict[str, object]:
-        """Numbers of the phase, for a result file."""
-        return {
-            "seconds": self.seconds,
-            "requests": len(self.samples),
-            "statuses": self.statuses,
-            "status_details": self.details,
-            "comments_per_s": self.comments_per_s,
-            **{f"p{round(share * 100)}_ms": self.ms(self.good, share) for share in (0.5, 0.95, 0.99)},
-            "refusal_p50_ms": self.ms(self.refused, 0.5),
-            "refusal_p99_ms": self.ms(self.refused, 0.99),
-            "sent_late": self.late,
-            "generator_cores": self.cpu,
-        }
+    def add(self, other: Outcome) -> None:
+        self.seconds = max(self.seconds, other.seconds)
+        self.requests += other.requests
+        self.comments += other.comments
+        self.errors.update(other.errors)
+        self.latencies_ms += other.latencies_ms
+        self.cpu_s += other.cpu_s
+        self.answers.update(other.answers)
 
 
-class Generator:
-    """Several connections to one server, as an async context manager.
+class Driver:
+    """One generator process's part of a load.
 
-    :param timeout_s: gRPC deadline of each request.
-    :param patience_s: a refused request is sent again, a little later each time, for so long; 0 gives up at once.
+    :param begin: called when the measurement begins, ``end`` when it ends.
     """
 
-    def __init__(self, url: str, *, channels: int = 4, timeout_s: float = 10.0, patience_s: float = 0.0) -> None:
-        self.url, self.channels, self.timeout_s, self.patience_s = url, channels, timeout_s, patience_s
-        self.again = 0
-        self._open = AsyncExitStack()
+    def __init__(self, load: Load, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self.load, self.begin, self.end = load, begin, end
+        self.outcome = Outcome()
+        self.next_request = load.first
+        self.sent: dict[int, float] = {}  # when, by the number of a sending
+        self.started_at = time.perf_counter()
+        self.measuring = False
+        self.poll = select.epoll()
+        self.connections: dict[int, Connection] = {}
+        self.times: dict[Connection, dict[int, list[float]]] = {}
 
-    async def __aenter__(self) -> Generator:
-        self._calls = []
-        for _ in range(self.channels):
-            channel = await self._open.enter_async_context(grpc.aio.insecure_channel(self.url, wire.CHANNEL_OPTIONS))
-            self._calls.append(channel.unary_unary(METHOD))
-        return self
+    def run(self) -> Outcome:
+        load = self.load
+        count = load.clients if load.protocol == "http" else min(load.connections, load.clients)
+        try:
+            for i in range(count):
+                share = load.clients // count + (1 if i < load.clients % count else 0)
+                self._open(share)
+            self._loop()
+        finally:
+            for connection in self.connections.values():
+                connection.close()
+            self.poll.close()
+        return self.outcome
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._open.aclose()
+    def _open(self, clients: int) -> None:
+        load = self.load
+        kind = GrpcConnection if load.protocol == "grpc" else HttpConnection
+        try:
+            connection = kind(load.host, load.port, load.path, load.bodies)
+        except OSError as error:
+            raise GeneratorFailed(f"{load.host}:{load.port} cannot be reached ({error})") from None
+        self.connections[connection.socket.fileno()] = connection
+        self.times[connection] = {}
+        self.poll.register(connection.socket.fileno(), select.EPOLLIN)
+        for _ in range(clients):
+            self._ask(connection)
+        self._flush(connection)
 
-    async def closed(self, bodies: Iterator[Body], users: int, seconds: float) -> Sent:
-        """So many users, each of whom sends the next request when the one before is answered."""
-        phase = _Phase(time.perf_counter(), seconds)
+    def _ask(self, connection: Connection) -> None:
+        request = self.next_request
+        self.next_request = (request + 1) % len(self.load.bodies)
+        # the same request may be under way twice, where there are fewer than clients
+        self.times[connection].setdefault(request, []).append(time.perf_counter())
+        connection.ask(request)
 
-        async def user(number: int) -> None:
-            while (now_s := time.perf_counter()) < phase.start_s + seconds:
-                await self._send(next(bodies), now_s, number, phase)
-                if phase.samples[-1].error is not None:
-                    await asyncio.sleep(0.02)  # who was refused does not ask again at once
+    def _flush(self, connection: Connection) -> None:
+        events = select.EPOLLIN if connection.flush() else select.EPOLLIN | select.EPOLLOUT
+        self.poll.modify(connection.socket.fileno(), events)
 
-        await asyncio.gather(*(user(number) for number in range(users)))
-        phase.end()
-        return phase.sent()
-
-    async def open(
-        self, bodies: Iterator[Body], schedule: Sequence[tuple[float, float]], rng: random.Random
-    ) -> list[Sent]:
-        """Requests at random moments (Poisson), whatever the answers.
-
-        :param schedule: phases, one right behind the other, as requests a second and seconds.
-        :returns: each phase, with the requests that were due in it.
-        """
-        phases, under_way, number = [], set(), 0
-        start_s = time.perf_counter()
-        for rate, seconds in schedule:
-            phase = _Phase(start_s, seconds)
-            phases.append(phase)
-            start_s += seconds
-            due_s = phase.start_s + rng.expovariate(rate)
-            while due_s < start_s:
-                if (wait_s := due_s - time.perf_counter()) > 0:
-                    await asyncio.sleep(wait_s)
-                elif number % 16 == 0:
-                    await asyncio.sleep(0)  # behind schedule: without this no answer would be let in
-                task = asyncio.create_task(self._send(next(bodies), due_s, number, phase))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
-                due_s += rng.expovariate(rate)
-                number += 1
-            await asyncio.sleep(max(0.0, start_s - time.perf_counter()))
-            phase.end()
-        await asyncio.gather(*under_way)
-        return [phase.sent() for phase in phases]
-
-    async def _send(self, body: Body, due_s: float, number: int, phase: _Phase) -> None:
-        phase.late += time.perf_counter() - due_s > LATE_S
-        call = self._calls[number % len(self._calls)]
-        pause_s = 0.05
+    def _loop(self) -> None:
+        start = self.started_at = time.perf_counter()
+        begin_at, end_at = start + self.load.warm_up_s, start + self.load.warm_up_s + self.load.seconds
+        cpu, began, sending = 0.0, start, True
         while True:
-            error: str | None = None
-            try:
-                await call(body.raw, timeout=self.timeout_s)
-            except grpc.aio.AioRpcError as raised:
-                error = raised.code().name
-                phase.details.setdefault(error, " ".join((raised.details() or "").split())[:300])
-            waited_s = time.perf_counter() - due_s
-            if error not in REFUSED or waited_s + pause_s > self.patience_s:
-                break
-            self.again += 1
-            await asyncio.sleep(pause_s)
-            pause_s = min(1.0, pause_s * 2)
-        phase.samples.append(Sample(due_s, time.perf_counter() - due_s, body.comments, error))
+            now = time.perf_counter()
+            if not self.measuring and sending and now >= begin_at:
+                self.begin()
+                self.measuring, began, cpu = True, time.perf_counter(), time.process_time()
+                end_at = began + self.load.seconds
+            if sending and now >= end_at:
+                self.outcome.seconds = time.perf_counter() - began
+                self.outcome.cpu_s = time.process_time() - cpu
+                self.measuring = sending = False
+                self.end()
+            if not sending:
+                left = sum(c.under_way for c in self.connections.values())
+                if not left:
+                    return
+                if now > end_at + DRAIN_S:
+                    self.outcome.errors[f"no answer within {DRAIN_S:g} s"] += left
+                    return
+            until = (end_at if self.measuring else begin_at) if sending else end_at + DRAIN_S
+            for number, events in self.poll.poll(max(0.0, until - now) + 0.001):
+                self._serve(self.connections[number], events, sending)
+
+    def _serve(self, connection: Connection, events: int, sending: bool) -> None:
+        try:
+            if events & ~select.EPOLLOUT:
+                answers = connection.receive()
+                now = time.perf_counter()
+                times = self.times[connection]
+                for answer in answers:
+                    took = now - times[answer.request].pop(0)
+                    if answer.error is not None:
+                        self._failed(answer.error)
+                    else:
+                        self.outcome.answers[answer.request] = answer.body
+                        if self.measuring:
+                            self.outcome.requests += 1
+                            self.outcome.comments += self.load.comments[answer.request]
+                            self.outcome.latencies_ms.append(took * 1000)
+                    if sending:
+                        self._ask(connection)
+            self._flush(connection)
+        except ConnectionFailed as error:
+            lost = connection.under_way
+            self.poll.unregister(connection.socket.fileno())
+            del self.connections[connection.socket.fileno()], self.times[connection]
+            connection.close()
+            self._failed(str(error), max(lost, 1))
+            if sending:
+                self._open(max(lost, 1))
+
+    def _failed(self, error: str, count: int = 1) -> None:
+        self.outcome.errors[error] += count
+        if not self.outcome.answers and self.outcome.errors.total() >= MAX_FAILED:
+            raise GeneratorFailed(f"no request succeeded, and {self.outcome.errors.total()} failed: {error}")
 
 
-class _Phase:
-    def __init__(self, start_s: float, seconds: float) -> None:
-        self.samples: list[Sample] = []
-        self.details: dict[str, str] = {}
-        self.late = 0
-        self.start_s, self.seconds = start_s, seconds
-        self._cpu_s, self.cpu = time.process_time(), 0.0
+def drive(
+    load: Load, processes: int = 1, begin: Callable[[], None] | None = None, end: Callable[[], None] | None = None
+) -> Outcome:
+    """Put the load on the server, from so many processes; returns when the last answer is there.
 
-    def end(self) -> None:
-        self.cpu = (time.process_time() - self._cpu_s) / (time.perf_counter() - self.start_s)
+    :param begin: called here, in this process, when the measurement begins; ``end`` when it ends.
+    :raises GeneratorFailed: when nothing can be measured.
+    """
+    context = multiprocessing.get_context("spawn")
+    parts = [
+        replace(
+            load,
+            clients=load.clients // processes + (1 if i < load.clients % processes else 0),
+            connections=max(1, load.connections // processes),
+            first=(load.first + i * len(load.bodies) // processes) % len(load.bodies),
+        )
+        for i in range(min(processes, load.clients))
+    ]
+    pipes, workers = [], []
+    try:
+        for part in parts:
+            here, there = context.Pipe()
+            worker = context.Process(target=_work, args=(part, there), daemon=True)
+            worker.start()
+            there.close()
+            pipes.append(here)
+            workers.append(worker)
+        return _collect(pipes, begin, end)
+    finally:
+        for worker in workers:
+            if worker.is_alive():
+                worker.join(1)
+            if worker.is_alive():
+                worker.terminate()
+            worker.join()
+        for pipe in pipes:
+            pipe.close()
 
-    def sent(self) -> Sent:
-        return Sent(self.samples, self.start_s, self.seconds, self.late, self.cpu, self.details)
+
+def _work(load: Load, pipe: Pipe) -> None:
+    try:
+        pipe.send("ready")
+        pipe.recv()
+        pipe.send(Driver(load, lambda: pipe.send("begin"), lambda: pipe.send("end")).run())
+    except GeneratorFailed as error:
+        pipe.send(str(error))
+
+
+def _collect(pipes: list[Pipe], begin: Callable[[], None] | None, end: Callable[[], None] | None) -> Outcome:
+    """Start the processes at the same time, and gather what they say."""
+    for pipe in pipes:
+        _receive(pipe)
+    for pipe in pipes:
+        pipe.send("go")
+    total, said, left = Outcome(), Counter[str](), list(pipes)
+    while left:
+        for ready in wait(left):
+            pipe = pipes[pipes.index(ready)]  # type: ignore[arg-type]
+            message = _receive(pipe)
+            if isinstance(message, Outcome):
+                total.add(message)
+                left.remove(pipe)
+            elif message in ("begin", "end"):
+                said[message] += 1
+                call = begin if message == "begin" else end
+                if said[message] == 1 and call is not None:
+                    call()
+            else:
+                raise GeneratorFailed(message)
+    return total
+
+
+def _receive(pipe: Pipe) -> Outcome | str:
+    try:
+        message: Outcome | str = pipe.recv()
+    except EOFError:
+        raise GeneratorFailed("the load generator's process ended without a word: see its traceback above") from None
+    return message

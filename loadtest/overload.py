@@ -21,9 +21,9 @@ from typing import Any
 
 from client import ModelInfo, ToxicityClient, ToxicityError
 from loadtest import corpus, report
-from loadtest.generator import Body, Generator, Sent, body
-from loadtest.processes import Watch, listener
+from loadtest.open_loop import Body, Generator, Sent, body
 from loadtest.slo import DEFAULT_PATH, Verdict, read_slo
+from loadtest.watch import Watch, listener
 
 BODIES = 512
 WINDOW_S = 0.5

@@ -24,10 +24,10 @@ from typing import Any
 
 from client import ModelInfo, ToxicityError
 from loadtest import corpus, report
-from loadtest.generator import Body, Generator, Sent, body
+from loadtest.open_loop import Body, Generator, Sent, body
 from loadtest.overload import MAX_GROWTH, MIN_OFFERED, meet, positive
-from loadtest.processes import Watch, listener, shared_memory, shared_memory_prefix
 from loadtest.slo import Verdict
+from loadtest.watch import Watch, listener, shared_memory, shared_memory_prefix
 
 SIZES = {1: 0.9, 16: 0.08, 64: 0.02}
 """How often a request has so many comments: about a third of the comments come in each size."""

@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from client import ServerBusy, ToxicityClient
 from export.triton import TEMPLATES, InvalidSettings, render
-from loadtest.generator import Body, Generator, body
+from loadtest.open_loop import Body, Generator, body
 from serve.server import TritonServer
 
 

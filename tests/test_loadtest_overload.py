@@ -18,8 +18,8 @@ import pytest
 from conftest import BATCH, BATCH_MS, ROOT
 from test_export_queue import bodies
 
-from loadtest import overload, processes, soak
-from loadtest.generator import Generator, Sent
+from loadtest import overload, soak, watch
+from loadtest.open_loop import Generator, Sent
 from loadtest.overload import Plan, Run, judge, main, table
 from loadtest.slo import Sample
 from serve.server import TritonServer
@@ -115,10 +115,10 @@ def evenly(start_s: float, seconds: float, each_s: float, error: str | None = No
 
 
 def a_run(overloaded: list[Sample], after: list[Sample], late: int = 0) -> Run:
-    watch = processes.Watch(1, start_s=0.0)
-    watch.rows = [(float(i), {1: 100_000_000, 2: 50_000_000}) for i in range(40)]
+    memory = watch.Watch(1, start_s=0.0)
+    memory.rows = [(float(i), {1: 100_000_000, 2: 50_000_000}) for i in range(40)]
     closed, normal = sent(evenly(0, 10, 0.05), 0, 10), sent(evenly(10, 10, 0.05), 10, 10)
-    return Run(100.0, closed, normal, sent(overloaded, 20, 10, late), sent(after, 30, 10), watch)
+    return Run(100.0, closed, normal, sent(overloaded, 20, 10, late), sent(after, 30, 10), memory)
 
 
 PLAN = Plan(3, 10, 1, 10, 10, 1, 8, 0, 10)
@@ -222,26 +222,26 @@ def test_processes_are_found_by_their_port_and_parent(tmp_path: Path) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        assert processes.listener(port) is None
+        assert watch.listener(port) is None
         listening.listen()
-        assert processes.listener(port) == os.getpid()
+        assert watch.listener(port) == os.getpid()
     child = subprocess.Popen([sys.executable, "-c", "x = bytearray(40_000_000); input()"], stdin=subprocess.PIPE)
     try:
-        assert {os.getpid(), child.pid} <= set(processes.tree(os.getpid())) and processes.tree(child.pid) == [child.pid]
+        assert {os.getpid(), child.pid} <= set(watch.tree(os.getpid())) and watch.tree(child.pid) == [child.pid]
         deadline = time.monotonic() + 20
-        while processes.resident_bytes(child.pid) < 40_000_000 and time.monotonic() < deadline:
+        while watch.resident_bytes(child.pid) < 40_000_000 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert 40_000_000 < processes.resident_bytes(child.pid) < 200_000_000
+        assert 40_000_000 < watch.resident_bytes(child.pid) < 200_000_000
     finally:
         child.communicate(b"\n")
-    assert processes.resident_bytes(child.pid) == 0
+    assert watch.resident_bytes(child.pid) == 0
 
 
 def test_growth_compares_tenths() -> None:
-    watch = processes.Watch(1)
-    watch.rows = [(float(i), {1: 1000 + (500 if i < 10 else 0), 2: 10 * i}) for i in range(110)]
-    assert watch.growth(10, 109) == pytest.approx((1000 + 1045) / (1000 + 145) - 1)
-    assert watch.growth(200, 300) is None
+    memory = watch.Watch(1)
+    memory.rows = [(float(i), {1: 1000 + (500 if i < 10 else 0), 2: 10 * i}) for i in range(110)]
+    assert memory.growth(10, 109) == pytest.approx((1000 + 1045) / (1000 + 145) - 1)
+    assert memory.growth(200, 300) is None
 
 
 def test_the_commands_explain_themselves() -> None:

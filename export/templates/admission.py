@@ -29,8 +29,6 @@ import urllib.parse
 from collections import deque
 from typing import Any
 
-import numpy as np
-
 LOOK_S = 0.05
 """Between two looks at the metrics, while requests come or wait. A look costs Triton about 0.2 ms of CPU."""
 MEMORY_S = 3.0
@@ -180,9 +178,3 @@ def read(metrics: bytes) -> dict[str, int]:
     for name, count in PENDING.findall(metrics):
         found[name.decode()] = found.get(name.decode(), 0) + int(count)
     return found
-
-
-def tokens_of(responses: list[Any]) -> list[int]:
-    """The tokens in each response that goes on; ids below 0 are padding that costs nothing."""
-    ids = (response.output_tensors()[0].as_numpy() for response in responses if not response.has_error())
-    return [int(np.count_nonzero(each >= 0)) for each in ids]
