@@ -5,75 +5,21 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import itertools
-import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import grpc
 import pytest
+from conftest import BATCH, BATCH_MS
 from google.protobuf import text_format
 from test_export_repository import SETTINGS
 from tritonclient.grpc import model_config_pb2 as pb
 
 from client import ServerBusy, ToxicityClient
-from export.onnx import main as export
 from export.triton import TEMPLATES, InvalidSettings, render
 from loadtest.open_loop import Body, Generator, body
 from serve.server import TritonServer
-
-MAX_QUEUE_MS = 100
-BATCH_MS, BATCH = 50, 4
-"""The slow encoder takes so long for a batch of so many comments: it answers 80 a second, without using the CPU."""
-SLOW_ENCODER = f"""
-import json, time
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-
-class TritonPythonModel:
-    @staticmethod
-    def auto_complete_config(config):
-        return config
-
-    def initialize(self, args):
-        config = json.loads(args["model_config"])
-        self.input, self.labels = config["input"][0]["name"], int(config["output"][0]["dims"][0])
-
-    def execute(self, requests):
-        rows = [len(pb_utils.get_input_tensor_by_name(r, self.input).as_numpy()) for r in requests]
-        time.sleep({BATCH_MS / 1000})
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor("scores", np.full((n, self.labels), 0.5, np.float32))])
-            for n in rows
-        ]
-"""
-
-
-@pytest.fixture(scope="session")
-def slow_repository(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model as it is exported, but with one encoder that sleeps instead."""
-    repository = tmp_path_factory.mktemp("slow") / "r"
-    options = ("--max-auc-drop", "1", "--max-flip-rate", "1", "--max-bias-shift", "1", "--comments", "50")
-    serving = ("--max-queue-ms", str(MAX_QUEUE_MS), "--max-batch-size", str(BATCH), "--instances", "1")
-    call = ["--artifact", str(artifact), "--repository", str(repository), "--quantize", "none", *options, *serving]
-    assert export([*call, "--padding-free", "off"]) == 0
-    encoder = repository / "toxicity_encoder"
-    shutil.rmtree(encoder / "1")
-    (encoder / "1").mkdir()
-    (encoder / "1/model.py").write_text(SLOW_ENCODER)
-    config = text_format.Parse((encoder / "config.pbtxt").read_text(), pb.ModelConfig())
-    config.backend = "python"
-    config.ClearField("default_model_filename")
-    (encoder / "config.pbtxt").write_text(text_format.MessageToString(config))
-    return repository
-
-
-@pytest.fixture(scope="session")
-def slow_server(slow_repository: Path) -> Iterator[TritonServer]:
-    with TritonServer(slow_repository, grpc_port=0, http_port=0, metrics_port=0) as running:
-        yield running
 
 
 def bodies(timeout_s: float = 30.0, rows: int = 1) -> Iterator[Body]:
@@ -211,6 +157,19 @@ def test_a_bound_of_zero_refuses_nothing(admission: ModuleType) -> None:
     check = admission.Admission({"name": "m", "parameters": {"max_queue_ms": {"string_value": "0"}}})
     check.entry.looked(1e9, 1.0, 1.0)
     assert check.refusals([0, 1]) == [None, None]
+
+
+def test_without_metrics_nothing_is_refused_and_that_is_said_once(
+    admission: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITOX_METRICS_URL", "http://127.0.0.1:1/metrics")
+    check = admission.Admission({"name": "m", "parameters": {"max_queue_ms": {"string_value": "100"}}})
+    said, deadline = "", time.monotonic() + 10
+    while not said and time.monotonic() < deadline:
+        assert check.refusals([0]) == [None]
+        time.sleep(0.05)
+        said = capsys.readouterr().err
+    assert said.startswith("m: http://127.0.0.1:1/metrics cannot be read") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("kind", ["transformer", "linear"])

@@ -3,8 +3,9 @@
 Triton's own bound (``default_queue_policy``) is of no use in 2.51, the server of the container 24.10: a model with any
 such policy forms no batch ahead of time and then overlooks that an instance became free, for up to 500 ms, until
 another request comes; with a time limit its throughput decays (server issue 8870). And it counts requests, where a
-request of 64 comments is 64 times the work. So the model that all requests enter through asks Triton's metrics how
-many wait, and knows how much work they are::
+request of 64 comments is 64 times the work. Nor does a deadline help: once a request waits for the second model of an
+ensemble, it is computed even where its client has gone. So the model that all requests enter through asks Triton's
+metrics how many wait, and knows how much work they are::
 
     work that waits (pending requests, each with its tokens) / work done a second = the wait that a request would have
 
@@ -21,6 +22,7 @@ import http.client
 import math
 import os
 import re
+import sys
 import threading
 import time
 import urllib.parse
@@ -146,13 +148,20 @@ class Admission:
 
     def _watch(self, metrics: urllib.parse.SplitResult) -> None:
         connection = http.client.HTTPConnection(metrics.hostname or "127.0.0.1", metrics.port, timeout=2)
+        said = False
         while True:
             self.work_came.wait()
             self.work_came.clear()
             try:
                 connection.request("GET", metrics.path)
                 pending = read(connection.getresponse().read())
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as error:
+                if not said:
+                    sys.stderr.write(
+                        f"{self.names[0]}: {metrics.geturl()} cannot be read ({error}), so no request is refused, "
+                        "however many wait: let TRITOX_METRICS_URL name Triton's metrics\n"
+                    )
+                    said = True
                 connection.close()
                 time.sleep(1)
                 continue
