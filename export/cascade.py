@@ -3,6 +3,11 @@
 What it writes is ``<name>_cascade``: a model that answers what its stages are sure of and asks ``<name>``, in the
 version that is served now, for the rest. Exits come from comments that no stage was trained on (see export/exits.py),
 and the whole is judged on the encoder artifact's validation comments, against the scores of the graph that is served.
+
+What did not pay, on the starter model: a student encoder of four layers as a second stage. With as few changed
+comments it answers about four points more of all comments than n-grams do, for a fifth of the encoder's work (by its
+size; not timed as a stage) and 3.5 MB. The residue is what
+limits the speed: the encoder flags 9% of natural comments, and of these an early stage is sure of few on every label.
 """
 
 from __future__ import annotations
