@@ -1,0 +1,81 @@
+"""How the served model batches, by its own counters."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+
+from serve.server import TritonServer
+
+pytestmark = pytest.mark.triton
+
+SHORT, LONG = "you idiot", "This article was merged after a long discussion on its talk page. " * 6
+
+
+def counters(server: TritonServer) -> dict[str, float]:
+    """Triton's and our counters of the encoder and the tokenizer, once ours are sent."""
+    time.sleep(0.6)
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as reply:
+        lines = reply.read().decode().splitlines()
+    found = (re.match(r'(\w+)\{model="toxicity_(encoder|tokenizer)".*\} ([\d.e+]+)', line) for line in lines)
+    return {f"{m[2]} {m[1]}": float(m[3]) for m in found if m}
+
+
+def ask(server: TritonServer, requests: list[list[str]]) -> dict[str, float]:
+    """All at the same time; returns what the counters grew by."""
+    before = counters(server)
+    barrier = threading.Barrier(len(requests))
+    failed: list[BaseException] = []
+
+    def send(texts: list[str]) -> None:
+        try:
+            with grpcclient.InferenceServerClient(server.grpc_url) as client:
+                rows = np.array([text.encode() for text in texts], object).reshape(-1, 1)
+                tensor = grpcclient.InferInput("TEXT", list(rows.shape), "BYTES")
+                tensor.set_data_from_numpy(rows)
+                barrier.wait()
+                assert client.infer("toxicity", [tensor], client_timeout=60).as_numpy("scores").shape[0] == len(texts)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=send, args=(texts,)) for texts in requests]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed, failed
+    after = counters(server)
+    return {name: after[name] - before.get(name, 0.0) for name in after}
+
+
+def test_requests_of_unlike_lengths_are_joined(server: TritonServer) -> None:
+    grown = ask(server, [[(SHORT, LONG)[i % 2]] for i in range(32)])
+    assert grown["encoder nv_inference_count"] == 32
+    # two instances, and what was not there yet when they began: far from one call for each change of length
+    assert grown["encoder nv_inference_exec_count"] <= 16
+
+
+def test_counters_count_rows_tokens_and_padding(server: TritonServer) -> None:
+    grown = ask(server, [[SHORT, LONG, SHORT]])
+    assert grown["encoder tritox_encoder_rows_total"] == grown["tokenizer tritox_tokenizer_comments_total"] == 3
+    tokens = grown["encoder tritox_encoder_tokens_total"]
+    assert tokens == grown["tokenizer tritox_tokenizer_tokens_total"] > 60
+    assert grown["encoder tritox_encoder_runs_total"] == 2  # the long one alone: at most 128 tokens a run
+    assert grown["encoder tritox_encoder_padding_total"] == 0
+    assert grown["tokenizer tritox_tokenizer_truncated_total"] == 0
+
+
+def test_padding_is_little_on_comments_of_all_lengths(server: TritonServer) -> None:
+    rng = np.random.default_rng(1)
+    texts = [" ".join(["word"] * int(n)) for n in rng.integers(1, 110, 64)]
+    grown = ask(server, [texts])
+    padding, tokens = (grown[f"encoder tritox_encoder_{what}_total"] for what in ("padding", "tokens"))
+    assert padding / (padding + tokens) < 0.12
+    # a request of 64 was no single slow run that all wait for
+    assert grown["encoder tritox_encoder_runs_total"] > 8
