@@ -13,7 +13,7 @@
     └── InvalidReply                                  OK                 reply → results: not what the contract says
 
 ``ServerUnavailable`` and what is below it may pass: the same call can succeed later. The others will not. Any other
-gRPC status is a plain ``ToxicityError``.
+gRPC status is a plain ``ToxicityError``. Triton itself refuses with UNAVAILABLE; that it is busy is known by the text.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ServerUnavailable(ToxicityError):
 
 
 class ServerBusy(ServerUnavailable):
-    """The server refused the request because its queue is full."""
+    """The server refused the request because too much waits already: more than it, or this call, has time for."""
 
 
 class Timeout(ServerUnavailable):

@@ -127,12 +127,18 @@ def encode(texts: Iterable[str], call: Call) -> list[bytes]:
 
 
 def infer_request(rows: list[bytes], call: Call) -> pb.ModelInferRequest:
-    """A request with the one input ``TEXT``. *Shape:* ``(texts, 1)``."""
+    """A request with the one input ``TEXT``. *Shape:* ``(texts, 1)``. What is left of the call's time goes with it.
+
+    :raises Timeout: when none is left.
+    """
     tensor = pb.ModelInferRequest.InferInputTensor(name="TEXT", datatype="BYTES", shape=[len(rows), 1])
     content = b"".join(len(row).to_bytes(4, "little") + row for row in rows)
-    return pb.ModelInferRequest(
+    request = pb.ModelInferRequest(
         model_name=call.model, id=call.request_id, inputs=[tensor], raw_input_contents=[content]
     )
+    # gRPC's own deadline is not shown to models; with this the server refuses at once what it cannot answer in time
+    request.parameters["timeout"].int64_param = max(1, int(call.left_s() * 1e6))
+    return request
 
 
 def read_results(response: pb.ModelInferResponse, texts: int, info: ModelInfo, call: Call) -> list[Result]:

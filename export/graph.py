@@ -19,6 +19,7 @@ from optimum.utils import NormalizedTextConfig
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from export import ragged
 from train.model import ToxicityClassifier
 
 OPSET = 17
@@ -180,6 +181,9 @@ def session(path: Path, threads: int = 0) -> InferenceSession:
 
 
 def run(model: InferenceSession, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-    """:returns: scores. *Shape:* ``(batch, labels)``."""
-    inputs = {"input_ids": input_ids.astype(np.int32), "attention_mask": attention_mask.astype(np.int32)}
+    """Scores of a padded batch, by a graph with or without a ragged input. *Shape:* ``(batch, labels)``."""
+    if any(tensor.name == ragged.WIDTHS for tensor in model.get_inputs()):
+        inputs = ragged.feed(input_ids, attention_mask)
+    else:
+        inputs = {"input_ids": input_ids.astype(np.int32), "attention_mask": attention_mask.astype(np.int32)}
     return np.asarray(model.run(["scores"], inputs)[0])

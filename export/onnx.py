@@ -88,6 +88,12 @@ def parser() -> argparse.ArgumentParser:
     serving.add_argument("--max-batch-size", type=int, default=64, help="most comments in a request, and in a batch")
     serving.add_argument("--instances", type=int, default=2, help="encoder sessions that run side by side")
     serving.add_argument("--intra-op-threads", type=int, default=1, help="threads of each session")
+    serving.add_argument(
+        "--max-queue-ms",
+        type=int,
+        default=300,
+        help="refuse a request at once (UNAVAILABLE) where those before it need longer than this; 0 refuses none",
+    )
     p.add_argument("--report", type=Path, help="write the export's report to this JSON file too")
     return p
 

@@ -60,12 +60,11 @@ def score(
     scorer: Scorer,
     ids: Sequence[Sequence[int]],
     *,
-    buckets: Sequence[int],
     pad_id: int,
     labels: int,
     progress: str,
 ) -> np.ndarray:
-    """Scores in the order of ``ids``, computed in length-sorted batches padded as the server pads.
+    """Scores in the order of ``ids``, computed in length-sorted batches.
 
     :param ids: token ids of each comment.
     :returns: *Shape:* ``(comments, labels)``
@@ -75,8 +74,7 @@ def score(
     with tqdm(total=len(ids), desc=progress, unit=" comments") as bar:
         for start in range(0, len(order), 32):
             batch = order[start : start + 32]
-            width = next(b for b in buckets if b >= len(ids[batch[0]]))
-            out[batch] = scorer(*pad([ids[i] for i in batch], width, pad_id))
+            out[batch] = scorer(*pad([ids[i] for i in batch], len(ids[batch[0]]), pad_id))
             bar.update(len(batch))
     return out
 

@@ -21,7 +21,7 @@ import torch
 from onnxruntime import InferenceSession
 from tokenizers import Tokenizer
 
-from export import golden, graph, packing, parity, precision, speed, triton
+from export import golden, graph, packing, parity, precision, ragged, speed, triton
 from export.linear_scorer import LinearScorer
 from export.repository import ModelVersions, staging_folder
 from train import metrics
@@ -79,9 +79,7 @@ class Subject:
 
     def score(self, scorer: parity.Scorer, ids: Sequence[Sequence[int]], progress: str) -> np.ndarray:
         s = self.settings
-        return parity.score(
-            scorer, ids, buckets=s.buckets, pad_id=s.pad_token_id, labels=len(s.labels), progress=progress
-        )
+        return parity.score(scorer, ids, pad_id=s.pad_token_id, labels=len(s.labels), progress=progress)
 
     def torch(self, ids: Sequence[Sequence[int]], progress: str) -> np.ndarray:
         def scorer(input_ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -190,11 +188,11 @@ def settings_of(arguments: Namespace, layout: Layout, target: str) -> triton.Ser
             "data_sha256": str(info.get("data", {}).get("sha256")),
             "model_version": str(model_version(layout)),
         },
-        buckets=triton.ServingSettings.default_buckets(config.max_tokens),
         kind=config.kind,
         target=target,
         max_batch_size=arguments.max_batch_size,
         instances=arguments.instances,
+        max_queue_ms=arguments.max_queue_ms,
         intra_op_threads=arguments.intra_op_threads,
         normalize=config.normalize,
     )
@@ -243,7 +241,7 @@ def stage_transformer(
         print(f"fused operators: {', '.join(f'{n} {name}' for name, n in operators.items()) or 'none'}")
         forms = padded_and_packed(fused, settings, arguments.padding_free)
     parities = check_forms(subject, forms)
-    rows = speed.mixes(subject.ids[:SPEED_COMMENTS], settings.buckets, settings.pad_token_id)
+    rows = speed.mixes(subject.ids[:SPEED_COMMENTS], settings.pad_token_id)
     fp32 = [Candidate(f"fp32, {form}", file, form == "packed") for form, file in forms.items()]
     candidates = convert(subject, fp32, method, rows, scratch)
     everything = [*fp32, *(c for c in candidates if c not in fp32)]
@@ -521,9 +519,11 @@ def candidates_table(candidates: Sequence[Candidate], gate: parity.Gate) -> str:
 
 def write_encoder(folder: Path, file: Path, subject: Subject) -> None:
     folder.mkdir()
-    shutil.copyfile(file, folder / "model.onnx")
+    onnx.save(ragged.accept_ragged(onnx.load(file), subject.settings.pad_token_id), folder / "model.onnx")
     ids = subject.encode(golden.TEXTS)
-    scores = score_alone(graph.session(file, 1), ids)
+    scores = score_alone(graph.session(folder / "model.onnx", 1), ids)
+    alike = np.abs(scores - score_alone(graph.session(file, 1), ids)).max()
+    assert alike <= parity.FP32_TOLERANCE, f"behind its ragged input the graph scores otherwise, by {alike}"
     write_json(
         folder / "golden.json",
         {
@@ -538,6 +538,8 @@ def write_tokenizer(folder: Path, settings: triton.ServingSettings, subject: Sub
     folder.mkdir()
     shutil.copyfile(subject.layout.tokenizer_json, folder / "tokenizer.json")
     shutil.copyfile(triton.TEMPLATES / "tokenizer_model.py", folder / "model.py")
+    for beside in ("admission.py", "counters.py", "fast_tokenizer.py"):
+        shutil.copyfile(triton.TEMPLATES / beside, folder / beside)
     write_texts(folder, settings, subject.layout)
     write_json(folder / "golden.json", {"texts": golden.TEXTS, "input_ids": subject.encode(golden.TEXTS)})
 
@@ -547,7 +549,7 @@ def write_texts(folder: Path, settings: triton.ServingSettings, layout: Layout) 
     shutil.copyfile(triton.TEMPLATES / "texts.py", folder / "texts.py")
     if settings.normalize:
         shutil.copyfile(layout.normalizer, folder / "normalizer.py")
-    names = ("max_tokens", "max_characters", "buckets", "pad_token_id", "normalize")
+    names = ("max_tokens", "max_characters", "normalize")
     write_json(folder / "settings.json", {name: getattr(settings, name) for name in names})
 
 
@@ -585,6 +587,7 @@ def stage_linear(
     )
     shutil.copyfile(Path(__file__).with_name("linear_scorer.py"), folder / "linear_scorer.py")
     shutil.copyfile(triton.TEMPLATES / "linear_model.py", folder / "model.py")
+    shutil.copyfile(triton.TEMPLATES / "admission.py", folder / "admission.py")
     write_texts(folder, settings, layout)
 
     scorer = LinearScorer(folder)

@@ -19,13 +19,21 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.triton import InvalidSettings, ServingSettings, model_names, read_settings, render, served_version
+from export.triton import (
+    TUNABLE,
+    InvalidSettings,
+    ServingSettings,
+    model_names,
+    read_settings,
+    render,
+    served_version,
+)
 
 REPORT = "export.json"
 
@@ -175,6 +183,35 @@ class ModelVersions:
         for name, text in list(render(settings, number, previous=previous).items())[1:]:
             self.write_config(name, text)
 
+    def configure(self, changes: Mapping[str, Any]) -> ServingSettings:
+        """Serve the served version with other settings from now on; they stay with it.
+
+        :param changes: by name, of :data:`export.triton.TUNABLE`.
+        :returns: the settings that hold now.
+        :raises InvalidRepository: for a name that is not one of them, or a value that cannot be.
+        """
+        unknown = [name for name in changes if name not in TUNABLE]
+        if unknown:
+            raise InvalidRepository(f"{unknown[0]!r} cannot be set; what can is {', '.join(TUNABLE)}")
+        with locked(self.repository):
+            number, previous = self.served()
+            old = self.settings(number)
+            try:
+                settings = replace(old, **changes)
+            except InvalidSettings as error:
+                raise InvalidRepository(str(error)) from None
+            report = {**(self.read_report(number) or {}), "settings": asdict(settings)}
+            target = self.report_file(number)
+            temporary = target.with_name(f".{REPORT}.new")
+            temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.replace(target)
+            configs = list(render(settings, number, previous=previous).items())
+            if settings.max_batch_size > old.max_batch_size:
+                configs.reverse()  # at no time does the ensemble take larger batches than its parts
+            for name, text in configs:
+                self.write_config(name, text)
+        return settings
+
     def write_config(self, name: str, text: str) -> None:
         target = self.repository / name / "config.pbtxt"
         temporary = target.with_name(".config.pbtxt.new")
@@ -314,10 +351,11 @@ def parser() -> argparse.ArgumentParser:
         "  python -m export.repository promote 3\n"
         "  python -m export.repository prune --keep 2\n"
         "  python -m export.repository verify            are all files as they were exported?\n"
+        "  python -m export.repository configure instances=4 max_batch_tokens=256\n"
         "\nA server that runs goes on with the version that it loaded: restart it, or let Triton reload the models.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = p.add_subparsers(dest="command", required=True, metavar="list|promote|rollback|prune|verify")
+    commands = p.add_subparsers(dest="command", required=True, metavar="list|promote|rollback|prune|verify|configure")
 
     def command(name: str, what: str) -> argparse.ArgumentParser:
         c = commands.add_parser(name, help=what, description=what)
@@ -333,7 +371,18 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument("--keep", type=int, default=2, help="how many of the newest stay (default: %(default)s)")
     verify = command("verify", "compare every file with its hash at export, and the configurations with the settings")
     verify.add_argument("version", type=int, nargs="?", help="this one alone (default: all)")
+    configure = command("configure", "other serving settings for the served version; `loadtest.tune` finds good ones")
+    configure.add_argument(
+        "changes", type=_change, nargs="*", metavar="SETTING=NUMBER", help=f"of {', '.join(TUNABLE)}; none shows them"
+    )
     return p
+
+
+def _change(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    if not value.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form SETTING=NUMBER, such as instances=4")
+    return name, int(value)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -351,6 +400,9 @@ def main(argv: list[str] | None = None) -> int:
             model.served()  # that it exists
             gone = model.prune(arguments.keep)
             print(f"removed version {', '.join(map(str, gone))}" if gone else "nothing to remove")
+        elif arguments.command == "configure":
+            settings = model.configure(dict(arguments.changes))
+            print("\n".join(f"{name}={getattr(settings, name)}" for name in TUNABLE))
         else:
             return verify(model, arguments.version)
     except InvalidRepository as error:

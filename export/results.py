@@ -15,8 +15,8 @@ PAGE = Path(__file__).parent / "RESULTS.md"
 
 INTRODUCTION = """# Measured exports
 
-Written by `python -m export.results` from the files in `export/results`, which `python -m export.onnx --report` wrote.
-Do not edit by hand.
+Written by `python -m export.results` from the files in `export/results`, which `python -m export.onnx --report`,
+`python -m export.tokenizers_check --report` and `python -m export.cascade --report` wrote. Do not edit by hand.
 
 Each form of a model was compared with the artifact on validation comments in natural proportion. *Flips* is the share
 of the comments whose decision changed, of the label where most did. Speed is comments a second of one thread's CPU
@@ -30,7 +30,8 @@ def render(folder: Path = FOLDER) -> str:
     parts = [INTRODUCTION]
     for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
-        parts += [f"## {path.stem}", section(report)]
+        kind = tokenizers if "libraries" in report else cascade if "curve" in report else section
+        parts += [f"## {path.stem}", kind(report)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -61,6 +62,95 @@ def section(report: Mapping[str, Any]) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", outcome(report)])
+
+
+def tokenizers(report: Mapping[str, Any]) -> str:
+    """Tokenizer libraries against the reference: on how many texts they differ, on which, and what a comment costs."""
+    times: Mapping[str, Mapping[str, float]] = report["cpu_us_per_comment"]
+    sizes = list(next(iter(times.values())))
+    libraries = report["libraries"]
+    real = sum(count for name, count in report["classes"].items() if name.startswith("real: "))
+    names = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    head = [
+        "library",
+        "texts compared",
+        "other ids",
+        "of them real comments",
+        *(f"us, {size} a call" for size in sizes),
+    ]
+    lines = [
+        f"The tokenizer of {report['tokenizer_file']} ({report['tokenizer']}, {report['vocabulary']:,} tokens) on "
+        f"{report['strings']:,} texts, of which {real:,} are real comments and the rest is fuzzed, in "
+        f"{sum(not name.startswith('real: ') for name in report['classes'])} classes; {names}; {report['machine']}; "
+        f"commit {str(report['git_commit'])[:12]}. A library that has differed too often is compared no further. CPU "
+        f"time is in microseconds a comment ({report['mean_characters']:.0f} characters on average), one thread but "
+        "for the row that says parallel, no comment twice.",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|---|{'---:|' * (len(head) - 1)}",
+    ]
+    for name, by_size in times.items():
+        found = libraries.get(name)
+        cells = ["", "", ""]
+        if found:
+            differing = sum(count for kind, count in found["by_class"].items() if kind.startswith("real: "))
+            cells = [f"{found['compared']:,}", f"{found['differences']:,}", f"{differing:,}"]
+        lines.append(f"| {' | '.join([name, *cells, *(f'{by_size[size]:.1f}' for size in sizes)])} |")
+    exact = [name for name, found in libraries.items() if not found["differences"]]
+    lines += ["", f"The same ids on all texts: {', '.join(exact) or 'none'}."]
+    for name, reason in report["absent"].items():
+        lines.append(f"Not compared: {name} ({reason}).")
+    return "\n".join(lines)
+
+
+LADDER = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05)
+"""Bounds on the share of changed comments that a cascade's curve is shown for."""
+
+
+def cascade(report: Mapping[str, Any]) -> str:
+    """One cascade: what its stages cost, and what it would do within each bound."""
+    encoder, cost, comments = report["encoder"], report["cpu_us"], report["comments"]
+    names = [stage["name"] for stage in report["stages"]]
+    sizes = ", ".join(f"{stage['name']} {stage['bytes'] / 1e6:.2f} MB" for stage in report["stages"])
+    micros = ", ".join(f"{name} {value:,.0f}" for name, value in cost.items())
+    lines = [
+        f"A cascade in front of {encoder['model']} (version {encoder['version']}, artifact {encoder['artifact']}); "
+        f"stages: {sizes}; {report['machine']}; commit {str(report['git_commit'])[:12]}. CPU time of a comment, in "
+        f"microseconds of one thread: {micros}.",
+        "",
+        "*Bound* is on the share of comments with any decision other than the encoder's, kept at "
+        f"{report['bound']['confidence']:.0%} confidence on {comments['tuning']:,} tuning comments. The "
+        f"rest was counted on {comments['validation']:,} validation comments; arrows lead from the encoder "
+        "alone to the cascade. "
+        f"Comments/s on {report['cores']} cores follow from the CPU times alone, without what serving costs.",
+        "",
+        f"| bound | {' | '.join(f'by {name}' for name in names)} | changed comments | changed decisions | "
+        "mean ROC-AUC | mean PR-AUC | macro F1 | comments/s | speed-up |",
+        "|---:|" + "---:|" * (len(names) + 7),
+    ]
+    for bound in sorted({*LADDER, report["bound"]["changed"]}):
+        # as in export/exits.py: the last step before the first beyond the bound
+        inside = [row["tuning"]["upper_limit"] <= bound for row in report["curve"]]
+        steps = inside.index(False) if False in inside else len(inside)
+        if not steps:
+            lines.append(f"| {bound:.2%} | {' | '.join(['-'] * (len(names) + 7))} |")
+            continue
+        row = report["curve"][steps - 1]
+        found = row["validation"]
+        cells = [
+            *(f"{share:.1%}" for share in found["answered_by"][:-1]),
+            f"{found['changed_share']:.2%}",
+            f"{found['changed_decisions']:.3%}",
+            *(
+                "-" if found[key][0] is None else f"{found[key][0]:.4f} -> {found[key][1]:.4f}"
+                for key in ("mean_roc_auc", "mean_pr_auc", "macro_f1")
+            ),
+            f"{row['comments_per_s']:,.0f}",
+            f"{row['speedup']:.1f}x",
+        ]
+        mark = "**" if bound == report["bound"]["changed"] else ""
+        lines.append(f"| {mark}{bound:.2%}{mark} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def outcome(report: Mapping[str, Any]) -> str:

@@ -137,7 +137,6 @@ def scorer_of(
         return parity.score(
             lambda ids, mask: graph.run(session, ids, mask),
             [e.ids for e in tokenizer.encode_batch(prepared(texts))],
-            buckets=settings.buckets,
             pad_id=settings.pad_token_id,
             labels=len(settings.labels),
             progress=f"version {number}",

@@ -20,23 +20,16 @@ JOINED = 8
 PER_REQUEST = 16
 
 
-def mixes(ids: Sequence[Sequence[int]], buckets: Sequence[int], pad_id: int) -> dict[str, Batches]:
-    """The comments as batches of two kinds of traffic, by name.
-
-    Of requests with one comment, the batcher joins those that are padded to the same length. In a request with many
-    comments, all are padded to the length of the longest.
+def mixes(ids: Sequence[Sequence[int]], pad_id: int) -> dict[str, Batches]:
+    """The comments as batches of two kinds of traffic, by name: padded to the longest, in the order in which they came
+    (a server that sorts by length does better).
     """
 
-    def width(row: Sequence[int]) -> int:
-        return next(b for b in buckets if b >= len(row))
+    def batches(size: int) -> Batches:
+        parts = [ids[i : i + size] for i in range(0, len(ids), size)]
+        return [pad(part, max(map(len, part)), pad_id) for part in parts]
 
-    alike: Batches = []
-    for bucket in buckets:
-        rows = [row for row in ids if width(row) == bucket]
-        alike += [pad(rows[i : i + JOINED], bucket, pad_id) for i in range(0, len(rows), JOINED)]
-    parts = [ids[i : i + PER_REQUEST] for i in range(0, len(ids), PER_REQUEST)]
-    mixed = [pad(part, max(width(row) for row in part), pad_id) for part in parts]
-    return {"1 comment a request": alike, f"{PER_REQUEST} comments a request": mixed}
+    return {"1 comment a request": batches(JOINED), f"{PER_REQUEST} comments a request": batches(PER_REQUEST)}
 
 
 def measure(

@@ -9,18 +9,29 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from export import ragged
+
 TEMPLATES = Path(__file__).parent / "templates"
-BUCKETS = (16, 32, 64, 128, 256, 512)
 CHARACTERS_PER_TOKEN = 64
 """A text is cut to this many characters per token that the model reads, before it is tokenized: no flood of text in one
 row holds up the rows beside it."""
+MAX_QUEUE_MS = 300
 
 
 HEADER = "# Rendered by `python -m export.onnx`; export again instead of editing.\n"
+CASCADE_FILES = {
+    "model.py": "cascade_model.py",
+    **{name: name for name in ("cascade_cache.py", "cascade_metrics.py", "cascade_queue.py", "texts.py")},
+}
+"""The files of a cascade's version that are templates, by their names there; beside them stand ``settings.json``, and
+``normalizer.py`` and ``stages.py`` where they are used."""
+CHARACTERS_OF_A_TOKEN = 5
+"""On average, and rather more: what is read of a comment is estimated from its characters."""
 PREVIOUS = "previous_version"
 """The ensemble's parameter that names the version to roll back to."""
 
@@ -33,12 +44,16 @@ class InvalidSettings(ValueError):
 class ServingSettings:
     """All that the configurations depend on.
 
-    :param buckets: the padded lengths, ascending; the last is ``max_tokens``.
     :param instances: encoder sessions; each takes ``intra_op_threads`` threads.
     :param normalize: the version's ``normalizer.py`` runs before anything else.
     :param provenance: strings that tell where the model came from.
     :param kind: ``transformer``, or ``linear``, which has no tokenizer model of its own.
+    :param tokenizers: processes that tokenize.
+    :param queue_delay_us: how long the encoder's batcher waits for more requests, microseconds.
+    :param max_batch_tokens: rows run together, of like length, are at most so many tokens; 0 is no limit. Heeded by our
+        own backend alone (see serve/backends/onnxruntime).
     :param target: ``cpu``, ``cuda`` or ``tensorrt``.
+    :param max_queue_ms: a request is refused at once where those before it need longer than this; 0 refuses none.
     """
 
     name: str
@@ -49,32 +64,24 @@ class ServingSettings:
     pad_token_id: int
     precision: str
     provenance: dict[str, str]
-    buckets: tuple[int, ...]
     kind: str = "transformer"
     target: str = "cpu"
     max_batch_size: int = 64
+    max_batch_tokens: int = 128
+    tokenizers: int = 1
+    queue_delay_us: int = 0
     instances: int = 2
     intra_op_threads: int = 1
     normalize: bool = False
+    max_queue_ms: int = MAX_QUEUE_MS
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise InvalidSettings(f"the model's name is {self.name!r}: use letters, digits and underscores")
-        for field in ("max_batch_size", "instances", "intra_op_threads"):
-            if getattr(self, field) < 1:
-                raise InvalidSettings(f"{field} is {getattr(self, field)}, must be at least 1")
-        if (
-            list(self.buckets) != sorted(set(self.buckets))
-            or self.buckets[0] < 2
-            or self.buckets[-1] != self.max_tokens
-        ):
-            raise InvalidSettings(
-                f"buckets are {self.buckets}: they must ascend from 2 or more to max_tokens, {self.max_tokens}"
-            )
-
-    @staticmethod
-    def default_buckets(max_tokens: int) -> tuple[int, ...]:
-        return (*(b for b in BUCKETS if b < max_tokens), max_tokens)
+        least = dict.fromkeys(("max_batch_size", "instances", "intra_op_threads", "tokenizers"), 1)
+        for field, limit in {**least, "max_batch_tokens": 0, "queue_delay_us": 0, "max_queue_ms": 0}.items():
+            if getattr(self, field) < limit:
+                raise InvalidSettings(f"{field} is {getattr(self, field)}, must be at least {limit}")
 
     @property
     def max_characters(self) -> int:
@@ -82,9 +89,30 @@ class ServingSettings:
 
 
 def read_settings(export_json: Path) -> ServingSettings:
-    """The settings that a published version was rendered from, read back from its ``export.json``."""
+    """The settings that a published version was rendered from, read back from its ``export.json``.
+
+    :raises InvalidSettings: when an exporter of another version wrote it.
+    """
     raw = json.loads(export_json.read_text(encoding="utf-8"))["settings"]
-    return ServingSettings(**{**raw, "labels": tuple(raw["labels"]), "buckets": tuple(raw["buckets"])})
+    try:
+        return ServingSettings(**{**raw, "labels": tuple(raw["labels"])})
+    except TypeError as error:
+        raise InvalidSettings(
+            f"{export_json} was written by another version of the exporter ({error}): export the model again, into an "
+            "empty repository"
+        ) from None
+
+
+TUNABLE = (
+    "max_batch_size",
+    "max_batch_tokens",
+    "tokenizers",
+    "queue_delay_us",
+    "max_queue_ms",
+    "instances",
+    "intra_op_threads",
+)
+"""What a machine decides, and not the model: may be changed after the export."""
 
 
 def model_names(name: str, kind: str = "transformer") -> tuple[str, ...]:
@@ -117,16 +145,22 @@ def ensemble(settings: ServingSettings, version: int, previous: int | None = Non
     config.output.add(name="scores", data_type=pb.TYPE_FP32, dims=[len(settings.labels)])
     config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
     config.version_policy.specific.versions.append(version)
-    between = ("input_ids", "attention_mask") if settings.kind == "transformer" else ()
     names = model_names(settings.name, settings.kind)[1:]
     steps = [config.ensemble_scheduling.step.add(model_name=name, model_version=version) for name in names]
     steps[0].input_map["TEXT"] = "TEXT"
     steps[0].output_map["truncated"] = "truncated"
-    for tensor in between:
-        steps[0].output_map[tensor] = tensor
-        steps[1].input_map[tensor] = tensor
+    if settings.kind == "transformer":
+        steps[0].output_map["input_ids"] = "input_ids"
+        steps[1].input_map["input_ids"] = "input_ids"
     steps[-1].output_map["scores"] = "scores"
-    parameters = {
+    _set_parameters(config, _public_parameters(settings))
+    if previous is not None:
+        _set_parameters(config, {PREVIOUS: str(previous)})
+    return config
+
+
+def _public_parameters(settings: ServingSettings) -> dict[str, str]:
+    return {
         "labels": json.dumps(settings.labels),
         "thresholds": json.dumps(settings.thresholds),
         "problem_type": settings.problem_type,
@@ -135,10 +169,52 @@ def ensemble(settings: ServingSettings, version: int, previous: int | None = Non
         "max_characters": str(settings.max_characters),
         "provenance": json.dumps(settings.provenance),
     }
-    if previous is not None:
-        parameters[PREVIOUS] = str(previous)
-    _set_parameters(config, parameters)
-    return config
+
+
+def cascade_settings(
+    settings: ServingSettings, encoder_version: int, stages: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """What stands in ``settings.json`` of a cascade's version, beside the files of ``CASCADE_FILES``.
+
+    :param encoder_version: the version of the ensemble that gets what the stages are not sure of.
+    :param stages: as ``stages.py`` of the version reads them; none makes a cache in front of the ensemble.
+    """
+    row_characters = settings.max_tokens * CHARACTERS_OF_A_TOKEN
+    return {
+        "labels": list(settings.labels),
+        "max_characters": settings.max_characters,
+        "normalize": settings.normalize,
+        "encoder": {"model": settings.name, "version": encoder_version},
+        "stages": list(stages),
+        "cache_bytes": 64 * 2**20,  # about 100,000 comments
+        "max_rows_in_flight": 16 * settings.max_batch_size,
+        "encoder_calls": 2 * settings.instances,  # one that is scored and one that waits, for each instance
+        "chunk_rows": min(settings.max_batch_size, 32),
+        "chunk_characters": 8 * row_characters,
+        "row_characters": row_characters,
+    }
+
+
+def cascade(settings: ServingSettings, version: int) -> str:
+    """The text of ``config.pbtxt`` of ``<name>_cascade``.
+
+    The parameters are those of the ensemble; the numbers of ``cascade_settings`` may be set as parameters too, and then
+    hold for every version. The model's queue has no limit, since it takes requests as they come: what waits for the
+    encoder waits inside it, and is limited by ``max_rows_in_flight`` and the requests' own ``timeout``.
+    """
+    config = pb.ModelConfig(name=f"{settings.name}_cascade", backend="python", max_batch_size=settings.max_batch_size)
+    config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
+    config.output.add(name="scores", data_type=pb.TYPE_FP32, dims=[len(settings.labels)])
+    config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
+    config.output.add(name="stage", data_type=pb.TYPE_INT32, dims=[1])
+    config.version_policy.specific.versions.append(version)
+    # one instance: cache and comments under way are known to one process only
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    # no default_queue_policy: with one, whatever it says, Triton 2.51 lets a request that comes while others are
+    # executed wait for 500 ms, where no further one wakes the batcher
+    config.dynamic_batching.SetInParent()
+    _set_parameters(config, _public_parameters(settings))
+    return f"{HEADER}{text_format.MessageToString(config)}"
 
 
 def tokenizer(settings: ServingSettings) -> pb.ModelConfig:
@@ -146,10 +222,11 @@ def tokenizer(settings: ServingSettings) -> pb.ModelConfig:
     config = pb.ModelConfig(name=name, backend="python", max_batch_size=settings.max_batch_size)
     config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name="input_ids", data_type=pb.TYPE_INT32, dims=[-1])
-    config.output.add(name="attention_mask", data_type=pb.TYPE_INT32, dims=[-1])
     config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
-    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config.instance_group.add(count=settings.tokenizers, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.dynamic_batching.SetInParent()
+    # not dynamic_batching's default_queue_policy: see templates/admission.py
+    _set_parameters(config, {"max_queue_ms": str(settings.max_queue_ms)})
     return config
 
 
@@ -160,17 +237,27 @@ def encoder(settings: ServingSettings) -> pb.ModelConfig:
         config.backend = "python"
         config.input.add(name="TEXT", data_type=pb.TYPE_STRING, dims=[1])
         config.output.add(name="truncated", data_type=pb.TYPE_BOOL, dims=[1])
+        _set_parameters(config, {"max_queue_ms": str(settings.max_queue_ms)})
     else:
         config.backend = "onnxruntime"
         config.default_model_filename = "model.onnx"
-        for tensor in ("input_ids", "attention_mask"):
-            config.input.add(name=tensor, data_type=pb.TYPE_INT32, dims=[-1])
-        _set_parameters(config, {"intra_op_thread_count": str(settings.intra_op_threads)})
+        # requests of any lengths are joined, and the graph is told how long each row is: see export/ragged.py
+        config.input.add(name="input_ids", data_type=pb.TYPE_INT32, dims=[-1], allow_ragged_batch=True)
+        config.batch_input.add(
+            kind=pb.BatchInput.BATCH_ITEM_SHAPE,
+            target_name=[ragged.WIDTHS],
+            data_type=pb.TYPE_INT32,
+            source_input=["input_ids"],
+        )
+        parameters = {"intra_op_thread_count": settings.intra_op_threads, "ragged_padding": ragged.PADDING}
+        if settings.max_batch_tokens:
+            parameters["max_batch_tokens"] = settings.max_batch_tokens
+        _set_parameters(config, {key: str(value) for key, value in parameters.items()})
     config.output.add(name="scores", data_type=pb.TYPE_FP32, dims=[len(settings.labels)])
     # KIND_AUTO: on the GPU where the machine has one, so that the same repository can be tried on one that has none
     kind = pb.ModelInstanceGroup.KIND_CPU if settings.target == "cpu" else pb.ModelInstanceGroup.KIND_AUTO
     config.instance_group.add(count=settings.instances, kind=kind)
-    config.dynamic_batching.SetInParent()
+    config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
     if settings.target == "tensorrt":
         accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
         accelerator.parameters["precision_mode"] = {"int8": "INT8", "fp16": "FP16"}.get(settings.precision, "FP32")

@@ -38,6 +38,7 @@ from loadtest.contenders import (
     Served,
     SharedServer,
     Tritox,
+    configure,
     rivals,
 )
 from loadtest.generator import GeneratorFailed, Load, Outcome, drive
@@ -180,12 +181,15 @@ def run(arguments: argparse.Namespace, command: str) -> None:
     models = arguments.models or ["toxicity"]
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritox-bench-")))
-        repository = arguments.repository
+        repository = scratch / "repository"
         if arguments.near_empty:
             from export import near_empty
 
-            near_empty.write(repository, scratch / "near_empty", models[0])
-            repository = scratch / "near_empty"
+            near_empty.write(arguments.repository, repository, models[0])
+        else:
+            shutil.copytree(arguments.repository, repository, ignore=shutil.ignore_patterns("__pycache__"))
+        # a closed loop waits for itself: a refusal would only be a gap in the measurement
+        configure(repository, models[0], {"max_queue_ms": 0})
         encoder = Encoder.of(repository, models[0])
         shared = SharedServer(repository)
         ours = [Tritox(shared, model, f"{models[0]}_encoder") for model in models]

@@ -9,11 +9,12 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +82,7 @@ class Limit(Contender):
 
     def grid(self) -> list[dict[str, Any]]:
         shapes = dict.fromkeys([(CORES, 1), (1, CORES)])
-        return [asdict(Settings(*shape, batch)) for shape in shapes for batch in (8, 16, 32, 64)]
+        return [asdict(Settings(*shape, batch)) for shape in shapes for batch in (1, 2, 4, 8, 16, 32)]
 
     def start(self) -> None:
         self.bench = Bench(self.encoder, self.rows, Settings(**self.settings))
@@ -125,6 +126,22 @@ class Served(Contender):
 
     def resume(self) -> None:
         processes.resume(self.root)
+
+
+def configure(repository: Path, name: str, settings: Mapping[str, int]) -> dict[str, int]:
+    """Change the settings of the served version, and return all of them.
+
+    :raises ContenderFailed: with what ``export.repository`` says.
+    """
+    changes = [f"{key}={value}" for key, value in settings.items()]
+    command = ["configure", "--repository", str(repository), "--name", name, *changes]
+    done = subprocess.run(
+        [sys.executable, "-m", "export.repository", *command], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ContenderFailed(done.stderr.strip().removeprefix("error: "))
+    lines = [line.partition("=") for line in done.stdout.splitlines()]
+    return {key: int(value) for key, _, value in lines}
 
 
 class SharedServer:
@@ -198,7 +215,7 @@ class Tritox(Served):
     def derived(self, before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
         """The mean batch of the encoder, the share of padding in its tokens, its queue time, and hits of a cache.
 
-        ``tritox_tokens`` are those of comments, ``tritox_padded_tokens`` those that pad them.
+        ``tritox_encoder_tokens_total`` are those of comments, ``tritox_encoder_padding_total`` those that pad them.
         """
         change = {name: value - before.get(name, 0.0) for name, value in after.items()}
         out: dict[str, float] = {}
@@ -207,9 +224,9 @@ class Tritox(Served):
         if change.get("nv_inference_request_success"):
             queue = change.get("nv_inference_queue_duration_us", 0.0)
             out["queue_ms"] = queue / change["nv_inference_request_success"] / 1000
-        if change.get("tritox_tokens"):
-            padded = change.get("tritox_padded_tokens", 0.0)
-            out["padding_waste"] = padded / (change["tritox_tokens"] + padded)
+        if change.get("tritox_encoder_tokens_total"):
+            padded = change.get("tritox_encoder_padding_total", 0.0)
+            out["padding_waste"] = padded / (change["tritox_encoder_tokens_total"] + padded)
         hits = [value for name, value in change.items() if name.startswith("tritox_") and "hit" in name]
         if hits:
             out["cache_hits"] = sum(hits)

@@ -88,19 +88,22 @@ def session(graph: Path, threads: int) -> Any:
 
 
 def feed(model: Any, rows: Rows) -> dict[str, np.ndarray]:
-    """A batch as the graph's inputs want it: padded to the longest row, with a mask or with ids of -1.
+    """A batch as the graph's inputs want it: ragged, with the widths of the rows, or padded with a mask.
 
     :raises ValueError: for a graph with other inputs.
     """
     kinds = {tensor.name: np.int64 if "int64" in tensor.type else np.int32 for tensor in model.get_inputs()}
-    if not {"input_ids"} <= set(kinds) <= {"input_ids", "attention_mask"}:
-        raise ValueError(f"the graph has the inputs {sorted(kinds)}, known are input_ids and attention_mask")
-    mask = np.zeros((len(rows), max(map(len, rows))), bool)
-    for i, row in enumerate(rows):
-        mask[i, : len(row)] = True
-    ids = np.full(mask.shape, 0 if "attention_mask" in kinds else -1, np.int64)
-    ids[mask] = np.concatenate([np.asarray(row) for row in rows])
-    tensors = {"input_ids": ids, "attention_mask": mask}
+    lengths = np.array([len(row) for row in rows])
+    values = np.concatenate([np.asarray(row) for row in rows])
+    if set(kinds) == {"input_ids", "widths"}:
+        tensors = {"input_ids": values, "widths": lengths[:, None]}
+    elif set(kinds) == {"input_ids", "attention_mask"}:
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.zeros(mask.shape, np.int64)
+        ids[mask] = values
+        tensors = {"input_ids": ids, "attention_mask": mask}
+    else:
+        raise ValueError(f"the graph has the inputs {sorted(kinds)}, known are input_ids with widths or attention_mask")
     return {name: tensors[name].astype(kind) for name, kind in kinds.items()}
 
 
@@ -116,7 +119,7 @@ class Settings:
 
     sessions: int
     threads: int
-    batch: int = 32
+    batch: int = 4
 
 
 class Bench:

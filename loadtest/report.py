@@ -17,11 +17,7 @@ from loadtest.slo import Measured, Verdict
 
 def table(measured: Measured, verdicts: Sequence[Verdict]) -> str:
     """One line for each objective: what it asks, what was measured, ``ok`` or ``MISSED``."""
-    lines = [f"{'objective':<20}{'target':>12}{'measured':>12}"]
-    for v in verdicts:
-        sign = ">=" if v.name.startswith("min_") else "<="
-        value = "-" if v.measured is None else f"{v.measured:.4g}"
-        lines.append(f"{v.name:<20}{f'{sign} {v.target:g}':>12}{value:>12}  {'ok' if v.met else 'MISSED'}")
+    lines = verdict_lines(verdicts)
     lines.append(
         f"{measured.requests} requests in {measured.duration_s:.1f} s, {measured.failures} failed; "
         f"{measured.requests_per_s:.1f} requests/s, {measured.comments_per_s:.1f} comments/s"
@@ -32,12 +28,29 @@ def table(measured: Measured, verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def result(measured: Measured, verdicts: Sequence[Verdict], met: bool, about: dict[str, Any]) -> dict[str, Any]:
-    """The content of a result file: ``about`` the run, where it ran, and the numbers."""
+def verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    width = max([20, *(len(v.name) + 1 for v in verdicts)])
+    lines = [f"{'objective':<{width}}{'target':>12}{'measured':>12}"]
+    for v in verdicts:
+        sign = ">=" if v.name.startswith("min_") else "<="
+        value = "-" if v.measured is None else f"{v.measured:.4g}"
+        lines.append(f"{v.name:<{width}}{f'{sign} {v.target:g}':>12}{value:>12}  {'ok' if v.met else 'MISSED'}")
+    return lines
+
+
+def origin() -> dict[str, Any]:
+    """When, from which code and on which machine a result was measured."""
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": git_commit(),
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
+    }
+
+
+def result(measured: Measured, verdicts: Sequence[Verdict], met: bool, about: dict[str, Any]) -> dict[str, Any]:
+    """The content of a result file: ``about`` the run, where it ran, and the numbers."""
+    return {
+        **origin(),
         **about,
         "slo_met": met,
         "slo": [asdict(v) for v in verdicts],

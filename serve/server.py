@@ -202,6 +202,7 @@ class TritonServer:
             assemble_backends(installation, scratch)
             command.append(f"--backend-directory={scratch}")
         environment = dict(os.environ)
+        environment["TRITOX_METRICS_URL"] = self.metrics_url  # for the models that refuse when too much waits
         if installation.stub is not None:
             # the stub is a Python interpreter of its own, and must see this environment's packages
             paths = [p for p in sys.path if p.endswith("-packages")]

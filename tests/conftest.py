@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,4 +81,64 @@ def server() -> Iterator[object]:
     from serve.server import TritonServer
 
     with TritonServer(REPOSITORY, grpc_port=0, http_port=0, metrics_port=0) as running:
+        yield running
+
+
+MAX_QUEUE_MS = 100
+BATCH_MS, BATCH = 50, 4
+"""The slow encoder takes so long for a batch of so many comments: it answers 80 a second, without using the CPU."""
+SLOW_ENCODER = f"""
+import json, time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        return config
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        self.input, self.labels = config["input"][0]["name"], int(config["output"][0]["dims"][0])
+
+    def execute(self, requests):
+        rows = [len(pb_utils.get_input_tensor_by_name(r, self.input).as_numpy()) for r in requests]
+        time.sleep({BATCH_MS / 1000})
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor("scores", np.full((n, self.labels), 0.5, np.float32))])
+            for n in rows
+        ]
+"""
+
+
+@pytest.fixture(scope="session")
+def slow_repository(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model as it is exported, but with one encoder that sleeps instead."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    from export.onnx import main as export
+
+    repository = tmp_path_factory.mktemp("slow") / "r"
+    options = ("--max-auc-drop", "1", "--max-flip-rate", "1", "--max-bias-shift", "1", "--comments", "50")
+    serving = ("--max-queue-ms", str(MAX_QUEUE_MS), "--max-batch-size", str(BATCH), "--instances", "1")
+    call = ["--artifact", str(artifact), "--repository", str(repository), "--quantize", "none", *options, *serving]
+    assert export([*call, "--padding-free", "off"]) == 0
+    encoder = repository / "toxicity_encoder"
+    shutil.rmtree(encoder / "1")
+    (encoder / "1").mkdir()
+    (encoder / "1/model.py").write_text(SLOW_ENCODER)
+    config = text_format.Parse((encoder / "config.pbtxt").read_text(), pb.ModelConfig())
+    config.backend = "python"
+    config.ClearField("default_model_filename")
+    (encoder / "config.pbtxt").write_text(text_format.MessageToString(config))
+    return repository
+
+
+@pytest.fixture(scope="session")
+def slow_server(slow_repository: Path) -> Iterator[object]:
+    from serve.server import TritonServer
+
+    with TritonServer(slow_repository, grpc_port=0, http_port=0, metrics_port=0) as running:
         yield running

@@ -23,7 +23,6 @@ SETTINGS = ServingSettings(
     pad_token_id=0,
     precision="fp32",
     provenance={},
-    buckets=(16, 32),
 )
 
 
@@ -40,6 +39,30 @@ def publish(repository: Path, content: str = "x", promote: bool = True, settings
             "model_version": "1.2.0",
         }
         return ModelVersions(repository, settings.name).publish(settings, staging, report, promote)
+
+
+def test_settings_of_the_machine_can_be_changed_and_stay_with_the_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(tmp_path)
+    versions = ModelVersions(tmp_path, "m")
+    order = ["configure", "--repository", str(tmp_path), "--name", "m"]
+    assert main([*order, "instances=4", "max_batch_tokens=0", "max_batch_size=128"]) == 0
+    assert "instances=4" in capsys.readouterr().out
+    config = text_format.Parse((tmp_path / "m_encoder/config.pbtxt").read_text(), pb.ModelConfig())
+    assert config.instance_group[0].count == 4 and config.max_batch_size == 128
+    assert "max_batch_tokens" not in config.parameters
+    assert not versions.check_configs() and not versions.check_files(1)
+    publish(tmp_path, "y")
+    assert versions.rollback() == 1 and versions.settings(1).instances == 4
+    before = (tmp_path / "m_encoder/config.pbtxt").read_text()
+    for wrong, message in (("instances=0", "instances is 0, must be at least 1"), ("precision=1", "cannot be set")):
+        assert main([*order, wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "m_encoder/config.pbtxt").read_text() == before
+    with pytest.raises(SystemExit):
+        main([*order, "instances"])
+    assert "SETTING=NUMBER" in capsys.readouterr().err
 
 
 def loaded(repository: Path, name: str = "m") -> int:

@@ -43,3 +43,33 @@ def test_a_page_is_made_of_the_reports_in_a_folder(tmp_path: Path) -> None:
     assert "| int8 static | 2.0 | 50.0 | +0.02000 | 10.00% | falls |" in page
     assert "Mean ROC-AUC 0.9700 -> 0.9600." in page
     assert "over 48 identities, shifts by 0.0020" in page and "Neighbours: at most 0.0300" in page
+
+
+def test_a_page_tells_of_tokenizers(tmp_path: Path) -> None:
+    some = {"compared": 1000, "differences": 3, "by_class": {"real: a.csv": 1, "emoji": 2}, "examples": {}}
+    report = {
+        "tokenizer": "WordPiece",
+        "tokenizer_file": "starter",
+        "vocabulary": 30522,
+        "strings": 1000,
+        "classes": {"real: a.csv": 400, "emoji": 600},
+        "versions": {"tokenizers": "0.22.2", "quick": "1.0"},
+        "libraries": {"quick": some, "exact": {**some, "differences": 0, "by_class": {}}},
+        "absent": {"slow": "not installed"},
+        "cpu_us_per_comment": {
+            "tokenizers: encode": {"1": 90.0, "16": 80.04},
+            "quick": {"1": 9.0, "16": 8.0},
+            "exact": {"1": 10.0, "16": 9.0},
+        },
+        "mean_characters": 210.4,
+        "machine": "a processor",
+        "git_commit": "0123456789abcdef",
+    }
+    (tmp_path / "tokenizers.json").write_text(json.dumps(report))
+    page = results.render(tmp_path)
+    assert (
+        "## tokenizers\n\nThe tokenizer of starter (WordPiece, 30,522 tokens) on 1,000 texts, of which 400 are" in page
+    )
+    assert "| tokenizers: encode |  |  |  | 90.0 | 80.0 |" in page
+    assert "| quick | 1,000 | 3 | 1 | 9.0 | 8.0 |" in page
+    assert "The same ids on all texts: exact.\nNot compared: slow (not installed)." in page

@@ -38,6 +38,7 @@ def test_there_is_nothing_but_what_triton_reads() -> None:
         f"toxicity_encoder/{LATEST}/golden.json",
         f"toxicity_encoder/{LATEST}/model.onnx",
         "toxicity_tokenizer/config.pbtxt",
+        f"toxicity_tokenizer/{LATEST}/admission.py",
         f"toxicity_tokenizer/{LATEST}/golden.json",
         f"toxicity_tokenizer/{LATEST}/model.py",
         f"toxicity_tokenizer/{LATEST}/normalizer.py",

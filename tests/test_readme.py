@@ -54,7 +54,7 @@ def test_every_linked_file_exists() -> None:
 @pytest.mark.parametrize(
     "module",
     ["train", *(f"train {c}" for c in ("fit", "eval", "tune", "calibrate", "predict", "compare", "results", "bench"))]
-    + ["export.onnx", "export.results", "export.scoremap"]
+    + ["export.onnx", "export.results", "export.scoremap", "export.cascade"]
     + [f"export.repository {c}" for c in ("list", "promote", "rollback", "prune", "verify")]
     + ["serve", "client", "loadtest run"],
 )

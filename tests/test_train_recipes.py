@@ -39,7 +39,7 @@ LINEAR = ["baseline-logreg", "baseline-logreg-hate", "baseline-svm", "baseline-s
 
 
 def test_every_shipped_recipe_is_tested() -> None:
-    assert sorted([*TRANSFORMERS, *LINEAR, "minilm", "hate-minilm"]) == shipped_recipes()
+    assert sorted([*TRANSFORMERS, *LINEAR, "ngrams", "minilm", "hate-minilm"]) == shipped_recipes()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@
         model.safetensors     transformer: encoder and head, FP32
         tokenizer/            transformer: tokenizer.json and its transformers config
         model.joblib          linear: features and models, scikit-learn
+        model.npz             ngrams: buckets and their weights, INT8
         normalizer.py         where the text normalizer is on: the code that ran in training
         calibration.json      where scores are calibrated by isotonic regression: its steps
         labels.json           labels in order, and the decision threshold of each
@@ -39,7 +40,7 @@ LABELS: tuple[str, ...] = ("toxic", "severe_toxic", "obscene", "threat", "insult
 
 FORMAT_VERSION = 1
 POOLINGS = ("mean", "cls")
-KINDS = ("transformer", "linear")
+KINDS = ("transformer", "linear", "ngrams")
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification")
 """As transformers names them. Multi-label: an independent sigmoid each. Single-label: a softmax over all labels."""
 
@@ -52,7 +53,7 @@ class InvalidArtifact(ValueError):
 class ClassifierConfig:
     """The content of ``config.json``: all that is needed to build the network without its weights.
 
-    :param kind: ``transformer``, or ``linear``, which has no ``encoder``.
+    :param kind: ``transformer``; ``linear`` and ``ngrams`` have no ``encoder``.
     :param encoder: a transformers configuration as a dict; ``model_type`` names the architecture.
     :param pooling: ``mean`` over the attended tokens, or the state of the first token (``cls``).
     :param max_tokens: texts are cut to this many tokens, special ones included.
@@ -130,6 +131,10 @@ class Layout:
         return self.folder / "model.joblib"
 
     @property
+    def ngrams(self) -> Path:
+        return self.folder / "model.npz"
+
+    @property
     def normalizer(self) -> Path:
         return self.folder / "normalizer.py"
 
@@ -157,7 +162,9 @@ class Layout:
         """:raises InvalidArtifact: naming every file that is missing."""
         files = [self.config, self.labels, self.training_info, self.validation]
         config = self.read_config() if self.config.is_file() else ClassifierConfig()
-        files += [self.linear] if config.kind == "linear" else [self.weights, self.tokenizer_json]
+        files += {"linear": [self.linear], "ngrams": [self.ngrams]}.get(
+            config.kind, [self.weights, self.tokenizer_json]
+        )
         files += [self.normalizer] if config.normalize else []
         missing = [str(f.relative_to(self.folder)) for f in files if not f.is_file()]
         if missing:

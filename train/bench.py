@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from train import data, linear, loop, model
+from train import data, linear, loop, model, ngrams
 from train.artifact import git_commit, machine, write_json
 from train.config import DataConfig, InvalidConfig, Recipe, read_recipe, shipped_recipes
 from train.fit import build, positive_rows
@@ -63,18 +64,20 @@ def measure(name: str, path: str, steps: int) -> None:
     splits = data.read_splits(Path(path), config, recipe.train.seed)
     rows = np.random.default_rng(17).permutation(len(splits.train))[:ROWS]
     texts, labels = [splits.train.texts[i] for i in rows], splits.train.labels[rows]
-    result = (
-        measure_linear(recipe, texts, labels, splits)
-        if recipe.linear
-        else measure_transformer(recipe, texts, labels, steps)
-    )
+    if recipe.encoder is not None:
+        result = measure_transformer(recipe, texts, labels, steps)
+    elif recipe.ngrams is not None:
+        started = time.monotonic()
+        hashed = ngrams.fit_ngrams(recipe.ngrams, texts, labels)
+        cost = loop.throughput(time.monotonic() - started, len(texts))
+        result = {"parameters": int(hashed.codes.size), "trained": int(hashed.codes.size), **cost}
+    else:
+        result = measure_linear(recipe, texts, labels, splits)
     sys.stdout.write(json.dumps(result) + "\n")
 
 
 def measure_linear(recipe: Recipe, texts: list[str], labels: np.ndarray, splits: data.Splits) -> dict[str, Any]:
     """:returns: see :func:`train.loop.throughput`, and the number of parameters."""
-    import time
-
     assert recipe.linear is not None
     started = time.monotonic()
     fitted = linear.fit_linear(recipe.linear, texts, labels, splits.labels, splits.problem_type, recipe.train.seed)

@@ -100,6 +100,36 @@ class LinearConfig:
 
 
 @dataclass(frozen=True)
+class NgramConfig:
+    """Hashed n-grams of words and characters: see :mod:`train.hashing` and :mod:`train.ngrams`.
+
+    :param bits: n-grams are hashed into 2 ** bits buckets.
+    :param characters: lengths of the runs of characters.
+    :param words: longest run of words.
+    :param max_bytes: of a text are read.
+    :param rows: most buckets that get weights, the most frequent ones.
+    :param min_count: how many comments a bucket must be in to get any.
+    :param iterations: of the solver, at most; more of them fit the training comments better, not others.
+    :param l2: strength of the penalty on the squared factors.
+    """
+
+    bits: int = 20
+    characters: list[int] = field(default_factory=lambda: [3, 4, 5])
+    words: int = 2
+    max_bytes: int = 800
+    rows: int = 150_000
+    min_count: int = 5
+    iterations: int = 40
+    l2: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "min_count", "iterations"):
+            _at_least(f"ngrams.{name}", getattr(self, name), 1)
+        if self.l2 < 0:
+            raise InvalidConfig(f"ngrams.l2 is {self.l2}, must be at least 0")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What the columns mean, and how rows are split.
 
@@ -241,22 +271,24 @@ class DistillationConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole recipe: either an ``encoder`` or a ``linear`` model, its data, and how it is trained."""
+    """A whole recipe: an ``encoder``, a ``linear`` model or ``ngrams``, its data, and how it is trained."""
 
     data: DataConfig
     train: TrainConfig
     encoder: EncoderConfig | None = None
     linear: LinearConfig | None = None
+    ngrams: NgramConfig | None = None
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     def __post_init__(self) -> None:
-        if (self.encoder is None) == (self.linear is None):
-            raise InvalidConfig("a recipe needs exactly one of the sections `encoder` and `linear`")
+        if [self.encoder, self.linear, self.ngrams].count(None) != 2:
+            raise InvalidConfig("a recipe needs exactly one of the sections `encoder`, `linear` and `ngrams`")
 
 
 SECTIONS: dict[str, Any] = {
     "encoder": EncoderConfig,
     "linear": LinearConfig,
+    "ngrams": NgramConfig,
     "data": DataConfig,
     "train": TrainConfig,
     "distillation": DistillationConfig,
@@ -291,7 +323,7 @@ def read_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(raw: dict[str, Any]) -> Recipe:
     """A recipe from the mapping that its YAML file or an artifact's ``training_info.json`` holds."""
     _known(raw, Recipe, "the recipe")
-    chosen = ("encoder", "linear")
+    chosen = ("encoder", "linear", "ngrams")
     return Recipe(
         **{
             name: _build(kind, raw.get(name), name)

@@ -80,7 +80,7 @@ def evaluate_scorer(
     if scores is not None:  # of another model, whose size and kind nobody here knows
         values, model = read_scores(scores, texts, labels)
     else:
-        engine = "torch" if config.kind == "transformer" else "scikit-learn"
+        engine = {"transformer": "torch", "linear": "scikit-learn"}.get(config.kind, "numpy")
         model = {"name": folder.name, "scored_by": engine, **_described(layout, info)}
         values = _recorded(rows)
     result: dict[str, Any] = {

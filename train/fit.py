@@ -21,7 +21,7 @@ from accelerate import PartialState
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from train import augment, data, linear, loop, metrics, version
+from train import augment, data, linear, loop, metrics, ngrams, version
 from train.artifact import (
     LABELS,
     ClassifierConfig,
@@ -44,7 +44,7 @@ from train.model import (
     tokenize,
 )
 from train.normalizer import normalize_text
-from train.scorer import LinearScorer, Scorer, TransformerScorer, calibrate, write_scored
+from train.scorer import LinearScorer, NgramScorer, Scorer, TransformerScorer, calibrate, write_scored
 from train.scorer import load as load_scorer
 
 
@@ -105,6 +105,8 @@ def fit(recipe: Recipe, sources: Sources, out: Path, options: Options = Options(
     splits = replace(splits, train=splits.train.joined(added))
     if recipe.linear is not None:
         scorer, throughput = fit_linear(recipe, splits, sources, options)
+    elif recipe.ngrams is not None:
+        scorer, throughput = fit_ngrams(recipe, splits, sources, options, run_folder(out), processes)
     else:
         scorer, throughput = fit_transformer(recipe, splits, sources, options, run_folder(out), processes)
     if not processes.is_main_process:
@@ -202,6 +204,47 @@ def fit_linear(
     )
     config = ClassifierConfig(problem_type=splits.problem_type, normalize=recipe.data.normalize, kind="linear")
     return LinearScorer(weights, config, normalizer), loop.throughput(time.monotonic() - started, len(texts))
+
+
+def fit_ngrams(
+    recipe: Recipe, splits: data.Splits, sources: Sources, options: Options, run: Path, processes: PartialState
+) -> tuple[Scorer, dict[str, Any]]:
+    """Hashed n-grams, fitted to a teacher's scores where there is one, and what that cost.
+
+    The teacher's own tuning comments are left out, so that they can tell when the two agree. What it says of the others
+    is kept in the run folder until the artifact is written.
+
+    :raises InvalidConfig: for what n-grams do not have.
+    """
+    assert recipe.ngrams is not None
+    for given, what in (
+        (options.resume, "--resume"),
+        (options.mlflow, "--mlflow"),
+        (options.random_weights, "--random-weights"),
+        (splits.problem_type == metrics.SINGLE_LABEL, "a single-label problem"),
+    ):
+        if given:
+            raise InvalidConfig(f"{what} is for transformers; this recipe trains n-grams, with a sigmoid per label")
+    texts, targets = splits.train.texts, splits.train.labels
+    if sources.teacher is not None:
+        layout = Layout(sources.teacher)
+        own = {data.text_key(row["text"]) for row in layout.read_tuning()} if layout.tuning.is_file() else set()
+        known = {data.text_key(t) for part in (splits.tuning, splits.validation) for t in part.texts}
+        more = [t for path in sources.unlabelled for t in data.read_texts(path)]
+        texts = [t for t in texts if data.text_key(t) not in own]
+        seen = own | known | {data.text_key(t) for t in texts}
+        texts += [t for t in more if data.text_key(t) not in seen]
+        run.mkdir(parents=True, exist_ok=True)
+        answers = teach(sources.teacher, texts, splits, run, False, processes).logits
+        targets = metrics.probabilities(answers, splits.problem_type).astype(np.float32)
+    elif sources.unlabelled:
+        raise InvalidConfig("--unlabelled without a teacher: name one with --teacher")
+    normalizer = normalize_text if recipe.data.normalize else None
+    shown = [normalizer(t) for t in texts] if normalizer else texts
+    started = time.monotonic()
+    weights = ngrams.fit_ngrams(recipe.ngrams, shown, targets, say)
+    config = ClassifierConfig(problem_type=splits.problem_type, normalize=recipe.data.normalize, kind="ngrams")
+    return NgramScorer(weights, config, normalizer), loop.throughput(time.monotonic() - started, len(texts))
 
 
 def fit_transformer(

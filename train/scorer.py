@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from train import linear, metrics, model
-from train.artifact import ClassifierConfig, Layout, load_normalizer, write_json
+from train import hashing, linear, metrics, model
+from train.artifact import ClassifierConfig, InvalidArtifact, Layout, load_normalizer, write_json
 from train.data import Comments
 
 Knots = list[dict[str, list[float]]]
@@ -120,6 +120,37 @@ class LinearScorer(Scorer):
         return int(self.weights.weights.size + self.weights.intercepts.size)
 
 
+class NgramScorer(Scorer):
+    """Hashed n-grams."""
+
+    def __init__(
+        self, weights: hashing.HashedModel, config: ClassifierConfig, normalizer: Callable[[str], str] | None
+    ) -> None:
+        self.weights, self.config, self.normalizer = weights, config, normalizer
+
+    def without_normalizer(self) -> NgramScorer:
+        self.normalizer = None
+        return self
+
+    def logits(self, texts: Sequence[str], progress: str | None = None) -> np.ndarray:
+        if self.normalizer is not None:
+            texts = [self.normalizer(text) for text in texts]
+        return self.weights.logits(texts)
+
+    def fold(self, slope: float, offsets: np.ndarray) -> None:
+        self.weights = self.weights.calibrated(slope, offsets)
+
+    def save(self, folder: Path) -> None:
+        self.weights.save(Layout(folder).ngrams)
+        write_json(Layout(folder).config, replace(self.config, kind="ngrams"))
+        if self.config.normalize:
+            model.copy_normalizer(folder)
+
+    @property
+    def parameters(self) -> int:
+        return int(self.weights.codes.size + self.weights.intercepts.size)
+
+
 def load(folder: Path) -> tuple[Scorer, tuple[str, ...], dict[str, float]]:
     """The model of an artifact folder, its labels, and their thresholds.
 
@@ -131,6 +162,11 @@ def load(folder: Path) -> tuple[Scorer, tuple[str, ...], dict[str, float]]:
     scorer: Scorer
     if config.kind == "linear":
         scorer = LinearScorer(linear.load(folder), config, load_normalizer(layout))
+    elif config.kind == "ngrams":
+        try:
+            scorer = NgramScorer(hashing.load(layout.ngrams), config, load_normalizer(layout))
+        except ValueError as error:
+            raise InvalidArtifact(str(error)) from None
     else:
         network, tokenizer, _ = model.load(folder)
         scorer = TransformerScorer(network, tokenizer)

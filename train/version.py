@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from train import hashing
 from train.artifact import InvalidArtifact, Layout, write_json
 
 FIRST = "1.0.0"
@@ -37,7 +38,8 @@ class Facts:
     """What of an artifact decides about its version.
 
     :param architecture: kind, problem type, and what shapes the network: the encoder's values, pooling, the length
-        texts are cut to, the normalizer's and the tokenizer's SHA-256; of a linear model the kind of its features.
+        texts are cut to, the normalizer's and the tokenizer's SHA-256; of linear models
+        and of n-grams the kind of their features.
     :param weights_sha256: of the weights; see :func:`facts`.
     """
 
@@ -129,6 +131,10 @@ def facts(folder: Path) -> Facts:
         features = ("model", "word_ngrams", "char_ngrams", "sublinear_tf")
         architecture |= {key: recipe.get(key) for key in features}
         weights = _linear_sha256(folder)
+    elif config.kind == "ngrams":
+        model = hashing.load(layout.ngrams)
+        architecture["ngrams"] = asdict(model.settings)
+        weights = hashlib.sha256(model.buckets.tobytes() + model.codes.tobytes()).hexdigest()
     else:
         architecture |= {
             "encoder": {k: v for k, v in sorted(config.encoder.items()) if not TRAINING_ONLY.search(k)},

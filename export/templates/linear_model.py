@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from admission import Admission
 from linear_scorer import LinearScorer
 from texts import TextReader
 
@@ -24,6 +25,7 @@ class TritonPythonModel:
         self.reader = TextReader(settings["max_characters"], settings["normalize"])
         self.scorer = LinearScorer(folder)
         self.check(json.loads((folder / "golden.json").read_text(encoding="utf-8")))
+        self.admission = Admission(json.loads(args["model_config"]))
 
     def check(self, golden: dict[str, Any]) -> None:
         """:raises TritonModelException: when a golden comment's scores are not those of the export."""
@@ -38,6 +40,13 @@ class TritonPythonModel:
             )
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """Answers, or refusals where too much waits already."""
+        refusals = self.admission.refusals([request.timeout() for request in requests])
+        passed = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
+        answers = iter(self.answer(passed) if passed else [])
+        return [next(answers) if refusal is None else refused(refusal) for refusal in refusals]
+
+    def answer(self, requests: list[Any]) -> list[Any]:
         batch = self.reader.read(requests)
         responses: list[Any] = batch.responses
         scores = self.scorer.scores(batch.texts)
@@ -48,3 +57,7 @@ class TritonPythonModel:
             ]
             responses[i] = pb_utils.InferenceResponse(tensors)
         return responses
+
+
+def refused(reason: str) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, pb_utils.TritonError.UNAVAILABLE))

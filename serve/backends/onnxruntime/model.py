@@ -10,14 +10,27 @@ repository serves on both:
 - ``optimization.graph.level`` (-1 basic, 1 extended, 2 disabled, else all);
 - ``optimization.execution_accelerators.gpu_execution_accelerator`` (``cuda``, ``tensorrt``), on a GPU instance only.
 
-All requests of one call have equal shapes (Triton's dynamic batcher joins no others): they are run as one batch.
+- ``allow_ragged_batch`` on an input, which then reaches the graph as one list of the values of all rows, and
+  ``batch_input`` of the kind ``BATCH_ITEM_SHAPE``, which tells the graph the shape of each row.
+
+Requests of one call are run as one batch; without ragged inputs they have equal shapes (Triton's batcher joins no
+others).
 
 Beyond the compiled backend: where ``golden.json`` stands beside the graph (token ids, and the scores that they gave
 when the model was exported), the graph is run on it when the model loads, and the model does not become ready when it
 gives other scores. Integer kernels differ between processors, and files get damaged.
+
+Also beyond it, for a model with one ragged input and these ``parameters``:
+
+- ``ragged_padding``: values equal to it at the end of a row are left out: rows of one request have one width;
+- ``max_batch_tokens``: rows are sorted by length and run in batches of at most so many values, padding included (a row
+  that is longer by itself runs alone), so that a long row does not make short ones as long as itself.
+
+and the counters of Triton's metrics ``tritox_encoder_*``: tokens, their padding, rows and runs.
 """
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -51,39 +64,189 @@ class TritonPythonModel:
         )
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
-        check_names("input", self.inputs, {i.name for i in self.session.get_inputs()})
+        self.shapes = item_shapes(config)
+        check_names("input", [*self.inputs, *self.shapes], {i.name for i in self.session.get_inputs()})
         check_names("output", self.outputs, {o.name for o in self.session.get_outputs()})
+        self.ragged = {tensor["name"] for tensor in config["input"] if tensor.get("allow_ragged_batch")}
+        parameters = string_parameters(config)
+        self.padding = int(parameters["ragged_padding"]) if "ragged_padding" in parameters else None
+        self.max_tokens = int(parameters.get("max_batch_tokens", 0)) or None
         golden = file.parent / "golden.json"
         if golden.is_file():
-            check_golden(self.session, json.loads(golden.read_text(encoding="utf-8")))
+            self.check_golden(json.loads(golden.read_text(encoding="utf-8")))
         self.run_options = onnxruntime.RunOptions()
-        shrink = string_parameters(config).get("memory.enable_memory_arena_shrinkage")
+        shrink = parameters.get("memory.enable_memory_arena_shrinkage")
         if shrink:
             self.run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", shrink)
+        self.rows_alone = self.padding is not None and self.ragged == set(self.inputs) and len(self.inputs) == 1
+        self.counters = Counters(args["model_name"], args["model_version"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        batches = [
-            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs]
-            for request in requests
-        ]
-        if len(batches) == 1:
-            feed = dict(zip(self.inputs, batches[0], strict=True))
+        if self.rows_alone:
+            (name,) = self.inputs
+            arrays = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
+            results = self.run_rows(arrays)
+            sizes = [len(array) for array in arrays]
         else:
-            feed = {
-                name: np.concatenate(arrays)
-                for name, arrays in zip(self.inputs, zip(*batches, strict=True), strict=True)
+            batches = {
+                name: [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
+                for name in self.inputs
             }
-        results = self.session.run(self.outputs, feed, self.run_options)
+            results = self.session.run(self.outputs, self.joined(batches), self.run_options)
+            sizes = [len(array) for array in batches[self.inputs[0]]]
 
         responses, start = [], 0
-        for batch in batches:
-            stop = start + len(batch[0])
+        for size in sizes:
+            stop = start + size
             tensors = [
                 pb_utils.Tensor(name, result[start:stop]) for name, result in zip(self.outputs, results, strict=True)
             ]
             responses.append(pb_utils.InferenceResponse(tensors))
             start = stop
         return responses
+
+    def finalize(self) -> None:
+        self.counters.stop()
+
+    def joined(self, batches: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+        """The requests' tensors as the graph's inputs, by name."""
+        feed = {}
+        for name, arrays in batches.items():
+            if name in self.ragged:
+                feed[name] = np.concatenate([array.reshape(-1) for array in arrays])
+            else:
+                feed[name] = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+        for target, source in self.shapes.items():
+            shapes = [np.tile(np.array(a.shape[1:], np.int32), (len(a), 1)) for a in batches[source]]
+            feed[target] = np.concatenate(shapes)
+        return feed
+
+    def run_rows(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """The outputs for all rows, run in batches of like lengths.
+
+        :param arrays: one per request. *Shape:* ``(rows, width)``
+        """
+        # on all requests at once: with one comment each, they are many
+        lengths = np.repeat([a.shape[1] for a in arrays], [a.shape[0] for a in arrays]).astype(np.int32)
+        values = np.concatenate([array.reshape(-1) for array in arrays])
+        real = values != self.padding
+        if not real.all():
+            lengths = np.add.reduceat(real, np.cumsum(lengths) - lengths, dtype=np.int32)
+            values = values[real]
+        parts = batches_of_like_length(lengths, self.max_tokens)
+        laid_out = sum(int(lengths[part].max()) * len(part) for part in parts)
+        self.counters.add(runs=len(parts), rows=len(lengths), tokens=len(values), padding=laid_out - len(values))
+        if len(parts) == 1:
+            return list(self.session.run(self.outputs, self.row_feed(values, lengths), self.run_options))
+        ends = np.cumsum(lengths)
+        whole: list[np.ndarray] = []
+        for part in parts:
+            places = np.concatenate([np.arange(ends[row] - lengths[row], ends[row]) for row in part])
+            results = self.session.run(self.outputs, self.row_feed(values[places], lengths[part]), self.run_options)
+            if not whole:
+                whole = [np.empty((len(lengths), *result.shape[1:]), result.dtype) for result in results]
+            for target, result in zip(whole, results, strict=True):
+                target[part] = result
+        return whole
+
+    def row_feed(self, values: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        return {self.inputs[0]: values, **dict.fromkeys(self.shapes, lengths.reshape(-1, 1))}
+
+    def check_golden(self, golden: dict[str, Any]) -> None:
+        """:raises TritonModelException: when a golden comment, scored alone, has other scores than at export."""
+        worst, where = 0.0, 0
+        for i, (row, expected) in enumerate(zip(golden["input_ids"], golden["scores"], strict=True)):
+            (scores,) = self.session.run(["scores"], self.joined({"input_ids": [np.array([row], np.int32)]}))
+            difference = float(np.abs(scores[0] - np.array(expected)).max())
+            if not difference <= worst:  # "not <=", so that NaN counts too
+                worst, where = difference, i
+        if not worst <= golden["tolerance"]:
+            raise pb_utils.TritonModelException(
+                f"self-test failed: the scores of the golden comments differ by up to {worst:.4f} from those at "
+                f"export, allowed is {golden['tolerance']} (comment {where}): the graph is damaged, or this processor "
+                "computes it differently; verify the files with `python -m export.repository verify`, or export again "
+                "on this machine"
+            )
+
+
+class Counters:
+    """Counters of Triton's metrics; they belong to the model, all of its instances add to them."""
+
+    HELP = {
+        "runs": "Runs of the graph",
+        "rows": "Rows that the graph was run on",
+        "tokens": "Tokens that the graph was run on, without padding",
+        "padding": "Padding tokens that the graph laid out beside them",
+    }
+
+    def __init__(self, model: str, version: str) -> None:
+        self.metrics = {}
+        self.families = []  # a metric lives as long as its family
+        for name, text in self.HELP.items():
+            family = pb_utils.MetricFamily(
+                name=f"tritox_encoder_{name}_total", description=text, kind=pb_utils.MetricFamily.COUNTER
+            )
+            self.families.append(family)
+            self.metrics[name] = family.Metric(labels={"model": model, "version": version})
+        self.waiting = dict.fromkeys(self.HELP, 0)
+        self.lock = threading.Lock()
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.send, daemon=True)
+        self.thread.start()
+
+    def add(self, **counts: int) -> None:
+        with self.lock:
+            for name, count in counts.items():
+                self.waiting[name] += count
+
+    def send(self) -> None:
+        """Each counter costs a message to Triton, so they are sent a few times a second, and not with every run."""
+        while not self.stopped.wait(SECONDS_BETWEEN_COUNTS):
+            with self.lock:
+                counts, self.waiting = self.waiting, dict.fromkeys(self.HELP, 0)
+            for name, count in counts.items():
+                if count:
+                    self.metrics[name].increment(count)
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.thread.join()
+
+
+SECONDS_BETWEEN_COUNTS = 0.25
+
+
+def batches_of_like_length(lengths: np.ndarray, max_tokens: int | None) -> list[np.ndarray]:
+    """Row numbers in batches of at most ``max_tokens``, padding included; where it takes several, longest first.
+
+    :param lengths: of the rows. *Shape:* ``(rows,)``
+    """
+    if max_tokens is None or int(lengths.max()) * len(lengths) <= max_tokens:
+        return [np.arange(len(lengths))]
+    order = np.argsort(-lengths, kind="stable")
+    parts, start = [], 0
+    while start < len(order):
+        stop = start + max(1, max_tokens // int(lengths[order[start]]))
+        parts.append(order[start:stop])
+        start = stop
+    return parts
+
+
+def item_shapes(config: dict[str, Any]) -> dict[str, str]:
+    """The graph's inputs that hold the shapes of rows, and the input whose rows they are of.
+
+    :raises TritonModelException: for a ``batch_input`` of another kind.
+    """
+    shapes = {}
+    for batch_input in config.get("batch_input", []):
+        if batch_input["kind"] != "BATCH_ITEM_SHAPE" or batch_input["data_type"] != "TYPE_INT32":
+            raise pb_utils.TritonModelException(
+                f"the config has a batch_input of {batch_input['kind']}, {batch_input['data_type']}: this backend "
+                "knows BATCH_ITEM_SHAPE, TYPE_INT32"
+            )
+        for target in batch_input["target_name"]:
+            shapes[target] = batch_input["source_input"][0]
+    return shapes
 
 
 def string_parameters(config: dict[str, Any]) -> dict[str, str]:
@@ -128,23 +291,6 @@ def providers(config: dict[str, Any], kind: str, device_id: str) -> list[Any]:
                 )
             chosen.append((provider, {"device_id": int(device_id)}))
     return [*chosen, "CPUExecutionProvider"]
-
-
-def check_golden(session: onnxruntime.InferenceSession, golden: dict[str, Any]) -> None:
-    """:raises TritonModelException: when a golden comment, scored alone, has other scores than at export."""
-    worst, where = 0.0, 0
-    for i, (row, expected) in enumerate(zip(golden["input_ids"], golden["scores"], strict=True)):
-        input_ids = np.array([row], np.int32)
-        (scores,) = session.run(["scores"], {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)})
-        difference = float(np.abs(scores[0] - np.array(expected)).max())
-        if not difference <= worst:  # "not <=", so that NaN counts too
-            worst, where = difference, i
-    if not worst <= golden["tolerance"]:
-        raise pb_utils.TritonModelException(
-            f"self-test failed: the scores of the golden comments differ by up to {worst:.4f} from those at export, "
-            f"allowed is {golden['tolerance']} (comment {where}): the graph is damaged, or this processor computes it "
-            "differently; verify the files with `python -m export.repository verify`, or export again on this machine"
-        )
 
 
 def check_names(what: str, wanted: list[str], found: set[str]) -> None:
