@@ -13,6 +13,7 @@ import platform
 import random
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -113,6 +114,8 @@ class Traffic:
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command = shlex.join(["python", "-m", "loadtest.bench", *(sys.argv[1:] if argv is None else argv)])
+    # so that a bench that is ended by a signal ends its servers, too: the paused ones would not hear of it
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         run(arguments, command)
     except (BenchFailed, corpus.InvalidCorpus, ContenderFailed, GeneratorFailed, OSError) as error:
@@ -324,8 +327,8 @@ def search(
     They are also written beside the results, for ``--settings``.
     """
     tried: dict[str, list[dict[str, Any]]] = {}
-    trials = [(contender, settings) for contender in chosen for settings in contender.grid()]
-    for contender, settings in tqdm(trials, desc="search", unit=" settings"):
+    grid = [(contender, settings) for contender in chosen for settings in contender.grid()]
+    for contender, settings in tqdm(grid, desc="search", unit=" settings"):
         if contender.name in missing:
             continue
         contender.settings = settings
@@ -344,12 +347,9 @@ def search(
             contender.stop()
         overall = float(np.exp(np.mean(np.log(np.maximum(rates, 1e-9)))))
         tried.setdefault(contender.name, []).append({"settings": settings, "comments_per_s": rates, "overall": overall})
-    for contender in chosen:
-        if contender.name in tried:
-            contender.settings = max(tried[contender.name], key=lambda trial: trial["overall"])["settings"]
-    best = {c.name: c.settings for c in chosen if c.name in tried}
-    file = arguments.out.with_name(f"{arguments.out.name}.settings.json")
-    write_json(file, best)
+        best = {name: max(trials, key=lambda t: float(t["overall"]))["settings"] for name, trials in tried.items()}
+        write_json(arguments.out.with_name(f"{arguments.out.name}.settings.json"), best)
+        contender.settings = best[contender.name]
     return tried
 
 

@@ -415,10 +415,14 @@ class Infinity(Rival):
         self.labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
 
     def defaults(self, engine: str) -> dict[str, Any]:
-        return {"workers": 1, "threads": CORES, "batch": 32}
+        return {"workers": 1, "threads": CORES, "batch": 32, "dtype": "float32"}
 
     def grid(self) -> list[dict[str, Any]]:
-        return [{**self.settings, "batch": batch} for batch in (8, 32, 64)]
+        return [
+            {**self.settings, "batch": batch, "threads": threads}
+            for batch in (8, 32, 64)
+            for threads in sorted({1, CORES})
+        ]
 
     def command(self) -> list[str]:
         engine = "optimum" if self.settings["engine"] == "onnx" else "torch"
@@ -428,6 +432,7 @@ class Infinity(Rival):
             "engine": engine,
             "device": "cpu",
             "batch-size": self.settings["batch"],
+            "dtype": self.settings["dtype"],
             "host": self.host,
             "port": self.port,
             "log-level": "warning",
