@@ -133,7 +133,8 @@ def test_batches_for_graphs_with_and_without_a_mask() -> None:
     masked = feed(Graph(input_ids="int64", attention_mask="int32"), rows)
     assert masked["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]] and masked["input_ids"].dtype == np.int64
     assert masked["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]] and masked["attention_mask"].dtype == np.int32
-    assert feed(Graph(input_ids="int32"), rows)["input_ids"].tolist() == [[5, 6, 7], [8, -1, -1]]
+    ragged = feed(Graph(input_ids="int32", widths="int32"), rows)
+    assert ragged["input_ids"].tolist() == [5, 6, 7, 8] and ragged["widths"].tolist() == [[3], [1]]
     with pytest.raises(ValueError, match="has the inputs .'pixels'."):
         feed(Graph(pixels="int32"), rows)
 
