@@ -253,10 +253,14 @@ def test_a_contender_without_a_valid_round_is_shown_as_such() -> None:
 
 def test_settings_shares_and_padding_come_from_the_servers_counters() -> None:
     contender = Tritox(SharedServer(REPOSITORY), "toxicity", "toxicity_encoder")
-    before = {"nv_inference_count": 10.0, "nv_inference_exec_count": 10.0, "tritox_tokens": 5.0}
+    before = {"nv_inference_count": 10.0, "nv_inference_exec_count": 10.0, "tritox_encoder_tokens_total": 5.0}
     after = {
         **{"nv_inference_count": 90.0, "nv_inference_exec_count": 20.0, "nv_inference_request_success": 40.0},
-        **{"nv_inference_queue_duration_us": 80_000.0, "tritox_tokens": 905.0, "tritox_padded_tokens": 100.0},
+        **{
+            "nv_inference_queue_duration_us": 80_000.0,
+            "tritox_encoder_tokens_total": 905.0,
+            "tritox_encoder_padding_total": 100.0,
+        },
         "tritox_cache_hits": 3.0,
     }
     expected = {"mean_batch": 8.0, "queue_ms": 2.0, "padding_waste": 0.1, "cache_hits": 3.0}
@@ -323,7 +327,7 @@ def test_a_near_empty_encoder_gives_answers_that_can_be_checked(tmp_path: Path) 
         (["--contenders", "limit", "--requests", "99", "--corpus", "{corpus}"], "requests of 99 comments"),
         (["--corpus", "none.jsonl"], "none.jsonl cannot be read"),
         (["--contenders", "limit", "--settings", "none.json", "--corpus", "{corpus}"], "--settings none.json cannot"),
-        (["--model", "nosuch", "--corpus", "{corpus}"], "nosuch/config.pbtxt"),
+        (["--model", "nosuch", "--corpus", "{corpus}"], "has no model 'nosuch'"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
