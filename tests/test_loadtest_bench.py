@@ -133,7 +133,8 @@ def test_batches_for_graphs_with_and_without_a_mask() -> None:
     masked = feed(Graph(input_ids="int64", attention_mask="int32"), rows)
     assert masked["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]] and masked["input_ids"].dtype == np.int64
     assert masked["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]] and masked["attention_mask"].dtype == np.int32
-    assert feed(Graph(input_ids="int32"), rows)["input_ids"].tolist() == [[5, 6, 7], [8, -1, -1]]
+    ragged = feed(Graph(input_ids="int32", widths="int32"), rows)
+    assert ragged["input_ids"].tolist() == [5, 6, 7, 8] and ragged["widths"].tolist() == [[3], [1]]
     with pytest.raises(ValueError, match="has the inputs .'pixels'."):
         feed(Graph(pixels="int32"), rows)
 
@@ -252,10 +253,14 @@ def test_a_contender_without_a_valid_round_is_shown_as_such() -> None:
 
 def test_settings_shares_and_padding_come_from_the_servers_counters() -> None:
     contender = Tritox(SharedServer(REPOSITORY), "toxicity", "toxicity_encoder")
-    before = {"nv_inference_count": 10.0, "nv_inference_exec_count": 10.0, "tritox_tokens": 5.0}
+    before = {"nv_inference_count": 10.0, "nv_inference_exec_count": 10.0, "tritox_encoder_tokens_total": 5.0}
     after = {
         **{"nv_inference_count": 90.0, "nv_inference_exec_count": 20.0, "nv_inference_request_success": 40.0},
-        **{"nv_inference_queue_duration_us": 80_000.0, "tritox_tokens": 905.0, "tritox_padded_tokens": 100.0},
+        **{
+            "nv_inference_queue_duration_us": 80_000.0,
+            "tritox_encoder_tokens_total": 905.0,
+            "tritox_encoder_padding_total": 100.0,
+        },
         "tritox_cache_hits": 3.0,
     }
     expected = {"mean_batch": 8.0, "queue_ms": 2.0, "padding_waste": 0.1, "cache_hits": 3.0}
@@ -322,7 +327,7 @@ def test_a_near_empty_encoder_gives_answers_that_can_be_checked(tmp_path: Path) 
         (["--contenders", "limit", "--requests", "99", "--corpus", "{corpus}"], "requests of 99 comments"),
         (["--corpus", "none.jsonl"], "none.jsonl cannot be read"),
         (["--contenders", "limit", "--settings", "none.json", "--corpus", "{corpus}"], "--settings none.json cannot"),
-        (["--model", "nosuch", "--corpus", "{corpus}"], "nosuch/config.pbtxt"),
+        (["--model", "nosuch", "--corpus", "{corpus}"], "has no model 'nosuch'"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

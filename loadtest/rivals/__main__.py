@@ -60,7 +60,7 @@ def add_int8(repository: Path, model: str, folder: Path) -> None:
     if not python.is_file():
         raise OSError(f"the INT8 form is made in the rivals' environment, which is not there: {environments.INSTALL}")
     graph = Encoder.of(repository, model).graph
-    command = [str(python), str(Path(__file__).with_name("int8.py")), str(graph), str(folder / INT8), "-1"]
+    command = [str(python), str(Path(__file__).with_name("int8.py")), str(graph), str(folder / INT8)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"{graph} could not be rewired for rivals: {done.stderr.strip().splitlines()[-1]}")
