@@ -49,6 +49,8 @@ def test_every_precision_is_published_and_scores_like_the_artifact(
         "toxicity_encoder/1/model.onnx",
         "toxicity_encoder/config.pbtxt",
         "toxicity_tokenizer/1/admission.py",
+        "toxicity_tokenizer/1/counters.py",
+        "toxicity_tokenizer/1/fast_tokenizer.py",
         "toxicity_tokenizer/1/golden.json",
         "toxicity_tokenizer/1/model.py",
         "toxicity_tokenizer/1/settings.json",
