@@ -39,6 +39,8 @@ def test_there_is_nothing_but_what_triton_reads() -> None:
         f"toxicity_encoder/{LATEST}/model.onnx",
         "toxicity_tokenizer/config.pbtxt",
         f"toxicity_tokenizer/{LATEST}/admission.py",
+        f"toxicity_tokenizer/{LATEST}/counters.py",
+        f"toxicity_tokenizer/{LATEST}/fast_tokenizer.py",
         f"toxicity_tokenizer/{LATEST}/golden.json",
         f"toxicity_tokenizer/{LATEST}/model.py",
         f"toxicity_tokenizer/{LATEST}/normalizer.py",
