@@ -16,9 +16,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,24 +88,32 @@ class Served:
         :param keep: a folder that scores are kept in, for the next export of the same graph.
         """
         model = self.folder("encoder") / "model.onnx"
-        key = hashlib.sha256("\0".join([sha256(model), *texts]).encode("utf-8", "replace")).hexdigest()[:16]
-        kept = keep / f"encoder-{key}.npy" if keep is not None else None
-        if kept is not None and kept.is_file():
-            return np.asarray(np.load(kept, allow_pickle=False))
-        session = graph.session(model, 1)
-        scores = parity.score(
-            lambda input_ids, mask: graph.run(session, input_ids, mask),
-            self.encode(texts),
-            pad_id=self.settings.pad_token_id,
-            labels=len(self.settings.labels),
-            progress=progress,
-        )
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_name(f".{os.getpid()}-{kept.name}")
-            np.save(partial, scores)
-            partial.replace(kept)
-        return scores
+
+        def score() -> np.ndarray:
+            session = graph.session(model, 1)
+            return parity.score(
+                lambda input_ids, mask: graph.run(session, input_ids, mask),
+                self.encode(texts),
+                pad_id=self.settings.pad_token_id,
+                labels=len(self.settings.labels),
+                progress=progress,
+            )
+
+        return kept(keep, "encoder", [sha256(model), *texts], score)
+
+
+def kept(folder: Path | None, name: str, parts: Sequence[str], make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What was made of the same ``parts`` before and lies in ``folder``; else it is made, and put there."""
+    if folder is None:
+        return make()
+    key = hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:16]
+    file = folder / f"{name}-{key}.npy"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_name(f".{os.getpid()}-{file.name}")
+        np.save(unfinished, make())
+        unfinished.replace(file)
+    return np.asarray(np.load(file, allow_pickle=False))
 
 
 def export(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -135,7 +144,7 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
         texts, truths, read_us = read_parts(served, encoder, stages)
         print(", ".join(f"{len(part)} comments for {name}" for name, part in texts.items()))
         by_encoder = {name: served.scores(part, f"encoder, {name}", arguments.keep) for name, part in texts.items()}
-        logits = {name: stage_logits(loaded, part) for name, part in texts.items()}
+        logits = {name: stage_logits(folder, abouts, loaded, part, arguments.keep) for name, part in texts.items()}
         for about, own in zip(abouts, logits["path"], strict=True):
             about["knots"] = exits.fit_knots(own, by_encoder["path"])
         loaded = load_stages(folder, abouts, len(thresholds))
@@ -307,12 +316,21 @@ def write_stages(folder: Path, stages: Sequence[Layout]) -> list[dict[str, Any]]
     return abouts
 
 
-def stage_logits(stages: Sequence[Any], texts: Sequence[str]) -> list[np.ndarray]:
+def stage_logits(
+    folder: Path, abouts: Sequence[dict[str, Any]], stages: Sequence[Any], texts: Sequence[str], keep: Path | None
+) -> list[np.ndarray]:
     """Of each stage, as it averages them. *Shape of each:* ``(texts, labels)``"""
     parts = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
-    own = [np.concatenate([stage.models[0](part) for part in parts]) for stage in stages]
+    own: list[np.ndarray] = []
+    for about, stage in zip(abouts, stages, strict=True):
+        said = [sha256(folder / about["file"]), str(about.get("max_tokens")), *texts]
+        own.append(kept(keep, "stage", said, partial(_joined, stage.models[0], parts)))
     # a stage averages with all before it: its own logits first
     return [np.asarray(np.mean([own[n], *own[:n]], axis=0)) for n in range(len(own))]
+
+
+def _joined(model: Callable[[Sequence[str]], np.ndarray], parts: Sequence[Sequence[str]]) -> np.ndarray:
+    return np.concatenate([model(part) for part in parts])
 
 
 STAGE_CODE = ("hashing", "stages", "fast_tokenizer")
@@ -511,7 +529,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--cores", type=int, default=2, help="that comments a second are predicted for (default: %(default)s)"
     )
-    p.add_argument("--keep", type=Path, help="folder to keep the model's scores in, for the next export of a cascade")
+    p.add_argument(
+        "--keep",
+        type=Path,
+        help="folder to keep scores of the model and its stages in, for the next export of a cascade",
+    )
     p.add_argument("--report", type=Path, help="write the report with the whole curve to this JSON file")
     return p
 

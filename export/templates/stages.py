@@ -68,7 +68,7 @@ class Graph:
 
     def __init__(self, graph: Path, tokenizer: Path, max_tokens: int, batch_tokens: int) -> None:
         import onnxruntime
-        from fast_tokenizer import FastTokenizer
+        from fast_tokenizer import FastTokenizer, pad
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -78,17 +78,15 @@ class Graph:
             self.tokenizer = FastTokenizer(tokenizer)
         except Exception as error:  # of whatever class the two libraries have for it
             raise ValueError(f"{graph} or {tokenizer} cannot be read ({error}): export the cascade again") from None
-        self.max_tokens, self.batch_tokens = max_tokens, batch_tokens
+        self.pad, self.max_tokens, self.batch_tokens = pad, max_tokens, batch_tokens
         self.labels = int(self.session.get_outputs()[0].shape[1])
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """FP64. *Shape:* ``(texts, labels)``"""
-        from fast_tokenizer import pad
-
         found = np.zeros((len(texts), self.labels))
         if not texts:
             return found
-        table, _ = pad(*self.tokenizer.encode_batch(texts), self.max_tokens, self.tokenizer.tail)
+        table, _ = self.pad(*self.tokenizer.encode_batch(texts), self.max_tokens, self.tokenizer.tail)
         lengths = (table >= 0).sum(axis=1)
         order = np.argsort(-lengths, kind="stable")
         start = 0
