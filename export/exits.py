@@ -1,14 +1,19 @@
 """Which comments an early stage may answer: exits on both sides of each label, and what may be said of them.
 
-The exits follow from one number, the *risk*: a logistic curve for each stage and label, fitted on comments that shape
-nothing else, tells how likely the encoder is to flag a comment of a given score; a score whose risk of another decision
-is at most that number is beyond an exit. So there is one ladder of exits, from careful to bold, fixed before any
-comment is looked at that they are judged on. It is climbed from the careful end, and the last step counts whose upper
-limit (Clopper and Pearson, 95%) on the share of changed comments is within the bound, before the first where it is not.
-Going in a fixed order to the first failure keeps the 95% true of the step that is chosen: Angelopoulos et al., "Learn
-then test: calibrating predictive algorithms to achieve risk control", 2021.
+The exits of all stages follow from one number, the *risk*: a logistic curve for each stage and label, fitted on
+comments that shape nothing else, tells how likely the encoder is to flag a comment of a given score; a score whose risk
+of another decision is at most that number is beyond an exit. Of several stages the last takes that risk, and each one
+before it a fixed part of the next one's, a ratio that is chosen on the same comments: an early answer saves the most,
+and ranks comments worst. So there is one ladder of exits, from careful to bold, fixed before any comment is looked at
+that they are judged on. It is climbed from the careful end, and the last step counts whose upper limit (95%) on what
+changes is within the bound, before the first where it is not. Going in a fixed order to the first failure keeps the 95%
+true of every step before it, and so of whichever of them is chosen: Angelopoulos et al., "Learn then test: calibrating
+predictive algorithms to achieve risk control", 2021. Hence a step further down may be taken where ROC-AUC asks for it.
 
-A comment counts as changed when the decision on any label is not the encoder's.
+What is bounded is one of two shares. Of ``comments``: one counts as changed when the decision on any label is not the
+encoder's; the limit is that of Clopper and Pearson. Of ``decisions``, one for each comment and label: those of a
+comment depend on each other, so the comment is the unit, with the share of its decisions that changed; the limit is
+that of Fay and Feuer for weighted sums of Poisson counts.
 """
 
 from __future__ import annotations
@@ -18,13 +23,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta
+from scipy.stats import beta, chi2
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from train.metrics import evaluate
 
 CONFIDENCE = 0.95
-RISKS = tuple(float(f"{risk:.3g}") for risk in np.geomspace(3e-4, 0.4, 32))
+RISKS = tuple(float(f"{risk:.3g}") for risk in np.geomspace(3e-4, 0.45, 80))
+RATIOS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
+"""A stage's risk as a part of the next one's: those that are tried."""
+
+COUNTS = ("decisions", "comments")
+QUANTILES = np.concatenate([[0, 0.002, 0.005, 0.01], np.linspace(0.02, 0.98, 49), [0.99, 0.995, 0.998, 1]])
 MARGIN = 1e-6
 """How far below a label's threshold its lower exit stays, at least."""
 
@@ -34,10 +45,11 @@ NEVER = (-1.0, 2.0)
 
 @dataclass(frozen=True)
 class Judged:
-    """Comments with the encoder's scores and each stage's. *Shape of each:* ``(comments, labels)``"""
+    """Comments with the encoder's scores, each stage's, and their labels. *Shape of each:* ``(comments, labels)``"""
 
     encoder: np.ndarray
     stages: Sequence[np.ndarray]
+    truth: np.ndarray
 
     def __len__(self) -> int:
         return len(self.encoder)
@@ -60,8 +72,36 @@ class Outcome:
     def changed_comments(self) -> int:
         return int(self.changed.any(axis=1).sum())
 
+    @property
+    def changed_shares(self) -> np.ndarray:
+        """Of each comment's decisions. *Shape:* ``(comments,)``"""
+        return np.asarray(self.changed.mean(axis=1))
+
+    def limit(self, count: str) -> float:
+        """The share of ``comments`` or of ``decisions`` that change, at most, at 95% confidence."""
+        if count == "comments":
+            return upper_limit(self.changed_comments, len(self.changed))
+        return mean_upper_limit(self.changed_shares)
+
 
 Curves = list[tuple[float, float]]
+
+
+def fit_knots(logits: np.ndarray, encoder: np.ndarray) -> list[tuple[list[float], list[float]]]:
+    """For each label, logits of a stage and what they are worth on the encoder's scale: quantile for quantile.
+
+    Answers of different stages are ranked together, so their scores must mean the same. The order of a stage's own
+    scores stays as it is.
+
+    :param logits: of a stage; ``encoder``: the scores of the same comments. *Shape:* ``(comments, labels)``
+    """
+    worth = _logit(encoder)
+    found = []
+    for label in range(logits.shape[1]):
+        pair = (np.quantile(values[:, label], QUANTILES) for values in (logits, worth))
+        own, target = (np.round(np.maximum.accumulate(values), 4).tolist() for values in pair)
+        found.append((own, target))
+    return found
 
 
 def fit_curves(path: Judged, thresholds: np.ndarray) -> list[Curves]:
@@ -116,43 +156,113 @@ def upper_limit(changed: int, comments: int, confidence: float = CONFIDENCE) -> 
     return 1.0 if changed >= comments else float(beta.ppf(confidence, changed + 1, comments - changed))
 
 
+def mean_upper_limit(shares: np.ndarray, confidence: float = CONFIDENCE) -> float:
+    """The mean that is not exceeded at this confidence, of a quantity between 0 and 1 that is 0 for most comments.
+
+    Each value is taken for the weight of a Poisson count, the largest possible weight being one whole comment: with
+    weights of 0 and 1 alone it is the exact limit for a Poisson count. Source: Fay and Feuer, "Confidence intervals for
+    directly standardized rates: a method based on the gamma distribution", 1997.
+
+    :param shares: *Shape:* ``(comments,)``
+    """
+    largest = 1 / len(shares)
+    mean = float(shares.mean()) + largest
+    variance = float(np.square(shares).sum()) / len(shares) ** 2 + largest**2
+    return min(1.0, variance / (2 * mean) * float(chi2.ppf(confidence, 2 * mean**2 / variance)))
+
+
+def ladder(curves: Sequence[Curves], ratio: float, thresholds: np.ndarray) -> list[list[np.ndarray]]:
+    """The exits of every stage at every step. :param ratio: see :data:`RATIOS`."""
+    last = len(curves) - 1
+    return [
+        [exits_at(risk * ratio ** (last - number), own, thresholds) for number, own in enumerate(curves)]
+        for risk in RISKS
+    ]
+
+
+def choose_ratio(
+    path: Judged,
+    curves: Sequence[Curves],
+    thresholds: np.ndarray,
+    cpu_us: Sequence[float],
+    count: str,
+    bound: float,
+    max_auc_drop: float,
+) -> float:
+    """The ratio whose boldest step within the bound and the ROC-AUC drop, as counted on ``path``, costs least."""
+    if len(curves) == 1:
+        return 1.0
+    costs = {}
+    alone = mean_auc(path.encoder, path.truth)
+    for ratio in RATIOS:
+        for exits in reversed(ladder(curves, ratio, thresholds)):
+            found = apply(path, exits, thresholds)
+            share = found.changed.mean() if count == "decisions" else found.changed_comments / len(path)
+            if share <= bound and dropped([alone, mean_auc(found.scores, path.truth)]) <= max_auc_drop:
+                costs[ratio] = sum(float((found.by >= n).mean()) * each for n, each in enumerate(cpu_us))
+                break
+    return min(costs, key=lambda ratio: costs[ratio]) if costs else RATIOS[-1]
+
+
+def mean_auc(scores: np.ndarray, truth: np.ndarray) -> float | None:
+    """The mean ROC-AUC over the labels that have both kinds of comments; ``None`` where none has."""
+    columns = [i for i in range(truth.shape[1]) if 0 < truth[:, i].sum() < len(truth)]
+    areas = [roc_auc_score(truth[:, i], scores[:, i]) for i in columns]
+    return float(np.mean(areas)) if areas else None
+
+
+def dropped(areas: Sequence[float | None]) -> float:
+    """What a pair of areas falls by; nothing where there are none."""
+    before, after = areas
+    return 0.0 if before is None or after is None else before - after
+
+
 def curve(
     path: Judged,
     tuning: Judged,
     validation: Judged,
-    truth: np.ndarray,
     names: Sequence[str],
     thresholds: np.ndarray,
-    cpu_us: Sequence[float],
+    cpu_us: Sequence[float | np.ndarray],
     read_us: float,
     cores: int,
+    count: str = "decisions",
+    bound: float = 0.003,
+    max_auc_drop: float = 0.003,
 ) -> list[dict[str, Any]]:
-    """Every step of the ladder: its exits, the limit on changed comments, and what it does to the validation comments.
+    """Every step of the ladder: its exits, the limits on what changes, and what it does to the validation comments.
 
-    :param path: what the risks are fitted on. :param tuning: what the limit comes from; disjoint from ``path``.
-    :param truth: of the validation comments. *Shape:* ``(comments, labels)``
-    :param cpu_us: CPU time of a comment in each stage, and in the encoder.
+    :param path: what the risks are fitted on. :param tuning: what the limits come from; disjoint from ``path``.
+    :param cpu_us: CPU time of a comment in each stage, and in the encoder: of each validation comment, or of any.
     :param read_us: CPU time of a comment before the first stage.
+    :param count: what ``bound`` is on, of :data:`COUNTS`.
     """
     curves = fit_curves(path, thresholds)
+    costs = [np.broadcast_to(np.asarray(each, np.float64), (len(validation),)) for each in cpu_us]
+    ratio = choose_ratio(path, curves, thresholds, [float(c.mean()) for c in costs], count, bound, max_auc_drop)
     chosen = dict(zip(names, map(float, thresholds), strict=True))
-    alone = evaluate(validation.encoder, truth, names, chosen)
+    alone = evaluate(validation.encoder, validation.truth, names, chosen)
+    tuning_alone = mean_auc(tuning.encoder, tuning.truth)
     rows = []
-    for risk in RISKS:
-        exits = [exits_at(risk, own, thresholds) for own in curves]
+    for risk, exits in zip(RISKS, ladder(curves, ratio, thresholds), strict=True):
+        exits = [np.round(limits, 6) for limits in exits]  # as they are written, and served
         tuned, found = apply(tuning, exits, thresholds), apply(validation, exits, thresholds)
-        now = evaluate(found.scores, truth, names, chosen)
-        reached = [float((found.by >= number).mean()) for number in range(len(cpu_us))]
-        cost = read_us + sum(share * each for share, each in zip(reached, cpu_us, strict=True))
+        now = evaluate(found.scores, validation.truth, names, chosen)
+        cost = read_us + sum(float(each[found.by >= number].sum()) for number, each in enumerate(costs)) / len(
+            validation
+        )
         rows.append(
             {
                 "risk": risk,
-                "exits": [np.round(limits, 6).tolist() for limits in exits],
+                "ratio": ratio,
+                "exits": [limits.tolist() for limits in exits],
                 "tuning": {
                     "comments": len(tuning),
                     "early": float((tuned.by < len(exits)).mean()),
                     "changed_comments": tuned.changed_comments,
-                    "upper_limit": upper_limit(tuned.changed_comments, len(tuning)),
+                    "changed_decisions": float(tuned.changed.mean()),
+                    "upper_limit": {name: tuned.limit(name) for name in COUNTS},
+                    "mean_roc_auc": [tuning_alone, mean_auc(tuned.scores, tuning.truth)],
                 },
                 "validation": {
                     "comments": len(validation),
@@ -166,16 +276,21 @@ def curve(
                 },
                 "cpu_us": cost,
                 "comments_per_s": cores * 1e6 / cost,
-                "speedup": (read_us + cpu_us[-1]) / cost,
+                "speedup": (read_us + float(costs[-1].mean())) / cost,
             }
         )
     return rows
 
 
-def choose(rows: Sequence[dict[str, Any]], bound: float) -> int | None:
-    """The number of the last step within ``bound``, before the first that is not; ``None`` where that is the first."""
-    inside = [row["tuning"]["upper_limit"] <= bound for row in rows]
+def choose(rows: Sequence[dict[str, Any]], count: str, bound: float, max_auc_drop: float | None = None) -> int | None:
+    """The number of the last step within ``bound``, before the first that is not; ``None`` where that is the first.
+
+    :param max_auc_drop: go back from there until the tuning comments' mean ROC-AUC falls by no more.
+    """
+    inside = [row["tuning"]["upper_limit"][count] <= bound for row in rows]
     steps = inside.index(False) if False in inside else len(inside)
+    while max_auc_drop is not None and steps and dropped(rows[steps - 1]["tuning"]["mean_roc_auc"]) > max_auc_drop:
+        steps -= 1
     return steps - 1 if steps else None
 
 

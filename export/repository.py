@@ -232,7 +232,8 @@ class ModelVersions:
         return previous
 
     def prune(self, keep: int) -> list[int]:
-        """Remove old versions but the last ``keep``, the served one and the one to roll back to; returns what went.
+        """Remove old versions but the last ``keep``, the served one, the one to roll back to and those that a cascade
+        sends comments to; returns what went.
 
         :raises InvalidRepository: for a negative ``keep``.
         """
@@ -241,13 +242,22 @@ class ModelVersions:
         with locked(self.repository):
             served, previous = self.served()
             whole = [v.number for v in self.versions() if v.report is not None]
-            kept = {served, previous, *whole[len(whole) - keep :]}
+            kept = {served, previous, *whole[len(whole) - keep :], *self.pinned()}
             gone = [n for n in self.numbers() if n not in kept]
             for number in gone:
                 # the ensemble first: without its report it is no version any more, however this ends
                 for name in self.all_names():
                     shutil.rmtree(self.repository / name / str(number), ignore_errors=True)
         return gone
+
+    def pinned(self) -> set[int]:
+        """Versions that a version of a cascade in this repository asks: without them it could answer nothing."""
+        found = set()
+        for file in self.repository.glob("*_cascade/*/settings.json"):
+            encoder = json.loads(file.read_text(encoding="utf-8")).get("encoder", {})
+            if encoder.get("model") == self.name:
+                found.add(int(encoder["version"]))
+        return found
 
     def check_files(self, number: int) -> list[str]:
         """What is wrong with a version's files, in words; nothing when all have the hashes of their export."""
@@ -367,7 +377,9 @@ def parser() -> argparse.ArgumentParser:
     promote = command("promote", "serve a version, once its files are verified")
     promote.add_argument("version", type=int)
     command("rollback", "serve the version that was served before this one")
-    prune = command("prune", "remove old versions; never the served one nor the one to roll back to")
+    prune = command(
+        "prune", "remove old versions; never the served one, the one to roll back to, nor one that a cascade asks"
+    )
     prune.add_argument("--keep", type=int, default=2, help="how many of the newest stay (default: %(default)s)")
     verify = command("verify", "compare every file with its hash at export, and the configurations with the settings")
     verify.add_argument("version", type=int, nargs="?", help="this one alone (default: all)")

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from export import exits
+
 FOLDER = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent / "RESULTS.md"
 
@@ -104,13 +106,18 @@ def tokenizers(report: Mapping[str, Any]) -> str:
 
 
 LADDER = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05)
-"""Bounds on the share of changed comments that a cascade's curve is shown for."""
+"""Bounds on what changes that a cascade's curve is shown for."""
+
+COUNTED = {
+    "comments": "comments with any decision other than the encoder's",
+    "decisions": "single decisions, one for each comment and label, that are not the encoder's",
+}
 
 
 def cascade(report: Mapping[str, Any]) -> str:
     """One cascade: what its stages cost, and what it would do within each bound."""
     encoder, cost, comments = report["encoder"], report["cpu_us"], report["comments"]
-    names = [stage["name"] for stage in report["stages"]]
+    names, count = [stage["name"] for stage in report["stages"]], report["bound"]["count"]
     sizes = ", ".join(f"{stage['name']} {stage['bytes'] / 1e6:.2f} MB" for stage in report["stages"])
     micros = ", ".join(f"{name} {value:,.0f}" for name, value in cost.items())
     lines = [
@@ -118,10 +125,11 @@ def cascade(report: Mapping[str, Any]) -> str:
         f"stages: {sizes}; {report['machine']}; commit {str(report['git_commit'])[:12]}. CPU time of a comment, in "
         f"microseconds of one thread: {micros}.",
         "",
-        "*Bound* is on the share of comments with any decision other than the encoder's, kept at "
+        f"*Bound* is on the share of {COUNTED[count]}, kept at "
         f"{report['bound']['confidence']:.0%} confidence on {comments['tuning']:,} tuning comments. The "
         f"rest was counted on {comments['validation']:,} validation comments; arrows lead from the encoder "
-        "alone to the cascade. "
+        "alone to the cascade. Where the mean "
+        f"ROC-AUC of the tuning comments would fall by more than {report['max_auc_drop']}, fewer are answered early. "
         f"Comments/s on {report['cores']} cores follow from the CPU times alone, without what serving costs.",
         "",
         f"| bound | {' | '.join(f'by {name}' for name in names)} | changed comments | changed decisions | "
@@ -129,13 +137,11 @@ def cascade(report: Mapping[str, Any]) -> str:
         "|---:|" + "---:|" * (len(names) + 7),
     ]
     for bound in sorted({*LADDER, report["bound"]["changed"]}):
-        # as in export/exits.py: the last step before the first beyond the bound
-        inside = [row["tuning"]["upper_limit"] <= bound for row in report["curve"]]
-        steps = inside.index(False) if False in inside else len(inside)
-        if not steps:
+        step = exits.choose(report["curve"], count, bound, report["max_auc_drop"])
+        if step is None:
             lines.append(f"| {bound:.2%} | {' | '.join(['-'] * (len(names) + 7))} |")
             continue
-        row = report["curve"][steps - 1]
+        row = report["curve"][step]
         found = row["validation"]
         cells = [
             *(f"{share:.1%}" for share in found["answered_by"][:-1]),

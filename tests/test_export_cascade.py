@@ -43,13 +43,14 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> tuple[P
 def cascade(made: tuple[Path, Path, Path], *more: str, stage: Path | None = None) -> int:
     encoder, own, repository = made
     arguments = ["--encoder", str(encoder), "--stage", str(stage or own), "--repository", str(repository)]
+    arguments += ["--count", "comments"]
     return main([*arguments, "--name", "m", "--keep", str(encoder.parent / "kept"), *more])
 
 
 def stages_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The served code, imported as Triton's Python backend does."""
     monkeypatch.syspath_prepend(str(folder))
-    for name in ("stages", "hashing"):
+    for name in ("stages", "hashing", "fast_tokenizer"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     spec = importlib.util.spec_from_file_location("stages", folder / "stages.py")
     assert spec is not None and spec.loader is not None
@@ -92,7 +93,7 @@ def test_a_cascade_is_published_whole_and_scores_as_it_was_judged(
     found = json.loads(report.read_text())
     step = found["curve"][found["chosen"]]
     assert settings["stages"][0]["exits"] == step["exits"][0]
-    assert step["tuning"]["upper_limit"] <= 0.03 and step["validation"]["changed_share"] <= 0.03
+    assert step["tuning"]["upper_limit"]["comments"] <= 0.03 and step["validation"]["changed_share"] <= 0.03
     assert 0.2 < step["validation"]["answered_by"][0] < 1
     assert [row["sha256"] for row in found["stages"]] == [
         json.loads((folder / "cascade.json").read_text())["files"]["stage.npz"]
@@ -103,7 +104,9 @@ def test_a_cascade_is_published_whole_and_scores_as_it_was_judged(
     rows = Layout(stage).read_validation()
     scores = loaded.scores([row["text"] for row in rows])
     assert scores.dtype == np.float32
-    np.testing.assert_allclose(scores, [row["scores"] for row in rows], atol=2e-6)
+    own = 1 / (1 + np.exp(-loaded.logits([row["text"] for row in rows])))
+    np.testing.assert_allclose(own, [row["scores"] for row in rows], atol=2e-6)
+    assert (np.diff(scores[np.argsort(own[:, 0]), 0]) >= 0).all()  # on another scale, in the same order
     sure = stages.sure(scores, loaded.exits)
     expected = [all(s <= low or s >= high for s, (low, high) in zip(r, loaded.exits, strict=True)) for r in scores]
     assert sure.tolist() == expected and 0 < sure.sum() < len(sure)
@@ -113,7 +116,52 @@ def test_a_cascade_is_published_whole_and_scores_as_it_was_judged(
 
     shutil.copy(report, tmp_path / "shown.json")
     page = results.render(tmp_path)
-    assert "A cascade in front of m (version 1, artifact tiny)" in page and "| **3.00%** |" in page
+    assert (
+        "A cascade in front of m (version 1, artifact tiny)" in page
+        and "| **3.00%** |" in page
+        and "share of comments with any" in page
+    )
+
+
+def test_a_small_encoder_is_the_second_stage(
+    made: tuple[Path, Path, Path], tmp_path: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, _, repository = made
+    data, student, report = encoder.parent / "data.csv", tmp_path / "student", tmp_path / "curve.json"
+    fit = ["fit", "--data", str(data), "--config", str(tiny_recipe), "--teacher", str(encoder), "--out", str(student)]
+    few = ["train.epochs=2", "data.validation={fraction: 0.1}", "data.tuning={fraction: 0.5}"]
+    assert train_main([*fit, *(argument for value in few for argument in ("--set", value))]) == 0
+    bounds = ["--count", "decisions", "--changed", "0.02", "--max-auc-drop", "0.05", "--report", str(report)]
+    assert cascade(made, "--stage", str(student), *bounds) == 0
+    home = repository / "m_cascade"
+    folder = home / str(max(int(f.name) for f in home.iterdir() if f.is_dir()))
+    settings, found = json.loads((folder / "settings.json").read_text()), json.loads(report.read_text())
+    first, second = settings["stages"]
+    assert (second["kind"], second["file"], second["with"]) == ("onnx", "student.onnx", ["stage"])
+    assert {"student.onnx", "student.tokenizer.json", "fast_tokenizer.py"} <= {f.name for f in folder.iterdir()}
+    step = found["curve"][found["chosen"]]
+    assert [first["exits"], second["exits"]] == step["exits"] and found["bound"]["count"] == "decisions"
+    assert step["tuning"]["upper_limit"]["decisions"] <= 0.02 and step["validation"]["changed_decisions"] <= 0.02
+    assert step["validation"]["answered_by"][1] > 0
+
+    stages = stages_of(folder, monkeypatch)
+    cheap, small = stages.load(folder, settings)
+    texts = [row["text"] for row in Layout(student).read_validation()][:60]
+    own = 1 / (1 + np.exp(-small.models[0](texts)))
+    np.testing.assert_allclose(own, [row["scores"] for row in Layout(student).read_validation()][:60], atol=0.05)
+    np.testing.assert_allclose(small.logits(texts), (small.models[0](texts) + cheap.logits(texts)) / 2, atol=1e-6)
+    # a text's own scores, whatever stands beside it: INT8 ranges are taken over a batch, so nearly
+    alone = np.concatenate([small.scores([text]) for text in texts[:10]])
+    np.testing.assert_allclose(small.scores(texts)[:10], alone, atol=0.1)
+    assert small.scores([]).shape == (0, 6)
+    with pytest.raises(ValueError, match="averaged with 'stage', which is no stage before it"):
+        stages.load(folder, {"stages": [second]})
+    with pytest.raises(ValueError, match="is of the kind 'tree'"):
+        stages.load(folder, {"stages": [{**first, "kind": "tree"}]})
+    (tmp_path / "student.onnx").write_bytes(b"broken")
+    shutil.copy(folder / "student.tokenizer.json", tmp_path)
+    with pytest.raises(ValueError, match="student.onnx or .* cannot be read"):
+        stages.load(tmp_path, {"stages": [{**second, "with": []}]})
 
 
 def test_a_cascade_that_decides_otherwise_is_refused(
@@ -132,10 +180,12 @@ def test_what_does_not_fit_is_named(
     made: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     encoder, stage, repository = made
-    assert cascade(made, stage=encoder) == 2
-    assert "is a transformer model; a stage is made of n-grams" in capsys.readouterr().err
     plain = tmp_path / "plain"
     shutil.copytree(stage, plain)
+    Layout(plain).calibration.write_text("{}")
+    assert cascade(made, stage=plain) == 2
+    assert "is a ngrams model with isotonic calibration; a stage is made of" in capsys.readouterr().err
+    Layout(plain).calibration.unlink()
     config = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps({**config, "normalize": False}))
     assert cascade(made, stage=plain) == 2

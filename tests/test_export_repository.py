@@ -124,6 +124,18 @@ def test_prune_keeps_the_newest_the_served_one_and_the_one_before(tmp_path: Path
         versions.prune(-1)
 
 
+def test_prune_keeps_a_version_that_a_cascade_asks(tmp_path: Path) -> None:
+    r = tmp_path / "r"
+    for _ in range(4):
+        publish(r)
+    for cascade, encoder in (("m_cascade", {"model": "m", "version": 1}), ("x_cascade", {"model": "x", "version": 2})):
+        folder = r / cascade / "1"
+        folder.mkdir(parents=True)
+        (folder / "settings.json").write_text(json.dumps({"encoder": encoder}))
+    assert ModelVersions(r, "m").prune(keep=0) == [2]
+    assert ModelVersions(r, "m").numbers() == [1, 3, 4]
+
+
 def test_a_damaged_version_is_found_and_not_promoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     r, call = tmp_path / "r", ["--repository", str(tmp_path / "r"), "--name", "m"]
     publish(r, "one")

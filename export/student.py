@@ -1,0 +1,44 @@
+"""A small encoder as a stage of a cascade: its artifact as one INT8 graph, and what its stage's entry says of it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from export import graph, pipeline, precision, ragged, triton
+from train.artifact import Layout
+from train.model import load
+
+BATCH_TOKENS = 256
+"""Rows are run together up to so many tokens; half or twice as many are not faster."""
+
+
+def write(folder: Path, name: str, artifact: Layout) -> dict[str, Any]:
+    """Write the stage's files: ``<name>.onnx``, ``<name>.tokenizer.json`` and the code that tokenizes.
+
+    Padded, not packed: at this size, gathering rows costs more than the padding of like lengths.
+
+    :returns: what ``settings.json`` says of the stage, but for its exits.
+    """
+    model, _, _ = load(artifact.folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        traced, fused, small = (Path(scratch) / f"{step}.onnx" for step in ("traced", "fused", "int8"))
+        encoder = graph.trace(model, traced)
+        graph.fuse(traced, fused, encoder, allow_unfused=False)
+        precision.quantize(fused, small, precision.DYNAMIC)
+        whole = ragged.accept_ragged(onnx.load(small), pipeline.pad_token_id(artifact))
+        onnx.save(whole, folder / f"{name}.onnx")
+    shutil.copyfile(artifact.tokenizer_json, folder / f"{name}.tokenizer.json")
+    shutil.copyfile(triton.TEMPLATES / "fast_tokenizer.py", folder / "fast_tokenizer.py")
+    return {
+        "name": name,
+        "kind": "onnx",
+        "file": f"{name}.onnx",
+        "tokenizer": f"{name}.tokenizer.json",
+        "max_tokens": artifact.read_config().max_tokens,
+        "batch_tokens": BATCH_TOKENS,
+    }
