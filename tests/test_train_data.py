@@ -343,7 +343,7 @@ def test_texts_of_every_known_file_can_be_read(tmp_path: Path) -> None:
         ("encoder: {config: {hidden_size: 8}}", "lacks `model_type`"),
         ("encoder: {pretrained: x}\ndata: {validation: {column: a}}", "needs column, from, to; or fraction"),
         ("model: {}", "the recipe has the unknown key model"),
-        ("- a", "must hold the sections encoder, linear, data, train"),
+        ("- a", "must hold the sections encoder, linear, ngrams, data, train"),
         ("a: [", "is not YAML"),
     ],
 )
