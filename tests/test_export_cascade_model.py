@@ -161,9 +161,13 @@ class Front:
             return [future.result() for future in [pool.submit(call) for call in calls]]
 
     def scored(self, model: str = "slow") -> int:
-        """How many comments the encoder has been given, as Triton counts them."""
-        statistics = self.client.get_inference_statistics(model, as_json=True)["model_stats"]
-        return sum(int(s.get("inference_count", 0)) for s in statistics)
+        """How many comments the encoder has been given, as Triton counts them: a moment after it has answered."""
+        before, now = -1, 0
+        while now != before:
+            time.sleep(0.05)
+            statistics = self.client.get_inference_statistics(model, as_json=True)["model_stats"]
+            before, now = now, sum(int(s.get("inference_count", 0)) for s in statistics)
+        return now
 
     def metric(self, name: str, model: str = "slow_cascade", **labels: str) -> float:
         with urllib.request.urlopen(self.server.metrics_url) as page:
