@@ -10,8 +10,9 @@ import pytest
 
 from train.__main__ import main
 from train.artifact import LABELS, ClassifierConfig, InvalidArtifact, Labels, Layout, write_json
-from train.evaluate import by_length, compare, curves, evaluate_scorer, markdown, worst_errors
+from train.evaluate import by_length, compare, curves, evaluate_scorer, markdown, measure_obfuscation, worst_errors
 from train.metrics import evaluate
+from train.model import copy_normalizer
 
 
 def served(artifact: Path, path: Path, flip: bool = False, drop: int = 0) -> Path:
@@ -131,10 +132,25 @@ def test_recorded_scores_do_where_no_other_texts_are_scored(tmp_path: Path) -> N
 
 def test_a_model_that_normalizes_has_no_score_without_unless_given(tmp_path: Path) -> None:
     folder = written(tmp_path / "m", TEXTS[:40], normalize=True)
+    copy_normalizer(folder)
     found = evaluate_scorer(by_words, folder, obfuscation=True)["obfuscation"]["mean_roc_auc"]
     assert found["leet"]["off"] is None and found["leet"]["drop_off"] is None and found["leet"]["on"] is not None
     both = evaluate_scorer(by_words, folder, obfuscation=True, predict_raw=by_words)
     assert both["obfuscation"]["mean_roc_auc"]["leet"]["off"] == found["leet"]["on"]
+
+
+def test_obfuscated_texts_that_are_alike_are_scored_once() -> None:
+    asked: list[str] = []
+
+    def predict(texts: Sequence[str]) -> np.ndarray:
+        asked.extend(texts)
+        return by_words(texts)
+
+    texts = [*TEXTS[:40], TEXTS[0]]
+    truth = by_words(texts) > 0.5
+    found = measure_obfuscation(predict, texts, truth)["mean_roc_auc"]
+    assert len(asked) == len(set(asked)) < 5 * len(texts)
+    assert found["zero_width"]["drop_off"] > 0.05 > found["zero_width"]["drop_on"]
 
 
 def test_comments_by_length_are_counted_once() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from train import bias
-from train.artifact import InvalidArtifact, Labels, Layout, git_commit, machine
+from train.artifact import InvalidArtifact, Labels, Layout, git_commit, load_normalizer, machine
 from train.hatecheck import Predict, evaluate_hatecheck, flag, read_hatecheck, toxicity_labels
 from train.metrics import MULTI_LABEL, SINGLE_LABEL, decide, evaluate, reliability, roc_auc
 
@@ -106,7 +106,7 @@ def evaluate_scorer(
     if predict is not None and obfuscation:
         drawn = _sample(len(texts), obfuscation_rows, seed)
         chosen, known = [texts[i] for i in drawn], truth[drawn]
-        result["obfuscation"] = measure_obfuscation(predict, chosen, known, config.normalize, predict_raw, seed)
+        result["obfuscation"] = measure_obfuscation(predict, chosen, known, load_normalizer(layout), predict_raw, seed)
     if examples:
         result["examples"] = worst_errors(texts, values, truth, labels, problem)
     return result
@@ -201,28 +201,39 @@ def measure_obfuscation(
     predict: Predict,
     texts: Sequence[str],
     truth: np.ndarray,
-    normalizes: bool,
+    normalizer: Callable[[str], str] | None = None,
     predict_raw: Predict | None = None,
     seed: int = 17,
 ) -> dict[str, Any]:
     """Mean ROC-AUC of the clean texts and after each attack of :mod:`train.obfuscation`, the normalizer off and on.
 
+    Texts that attack and normalizer leave alike are scored once.
+
     :param truth: *Shape:* ``(texts, labels)``
-    :param normalizes: ``predict`` normalizes its texts itself; "off" is then left out, unless ``predict_raw`` is given.
+    :param normalizer: what ``predict`` itself passes its texts through; ``None`` where it takes them as they are.
+    :param predict_raw: ``predict`` without its normalizer; where it has one and this is missing, "off" is left out.
     :returns: by attack (``clean`` first): ``off``, ``on``, and how much lower they are than clean: ``drop_...``.
     """
     from train.normalizer import normalize_text
     from train.obfuscation import ATTACKS, obfuscate
 
-    def with_normalizer(some: Sequence[str]) -> np.ndarray:
-        return predict(some) if normalizes else predict([normalize_text(text) for text in some])
+    raw = predict if normalizer is None else predict_raw
+    scored: dict[str, np.ndarray] = {}
 
-    off = predict_raw if normalizes else predict
+    def score(some: Sequence[str]) -> np.ndarray:
+        new = list(dict.fromkeys(text for text in some if text not in scored))
+        if new:
+            scored.update(zip(new, (raw or predict)(new), strict=True))
+        return np.stack([scored[text] for text in some])
+
+    def with_normalizer(some: Sequence[str]) -> np.ndarray:
+        return score(some) if raw is None else score([(normalizer or normalize_text)(text) for text in some])
+
     found: dict[str, dict[str, float | None]] = {}
     for name in ("clean", *ATTACKS):
         attacked = list(texts) if name == "clean" else obfuscate(texts, name, seed)
         on = _mean_roc_auc(with_normalizer(attacked), truth)
-        found[name] = {"off": _mean_roc_auc(off(attacked), truth) if off is not None else None, "on": on}
+        found[name] = {"off": _mean_roc_auc(score(attacked), truth) if raw is not None else None, "on": on}
         for key in ("off", "on"):
             before, after = found["clean"][key], found[name][key]
             found[name][f"drop_{key}"] = before - after if before is not None and after is not None else None
