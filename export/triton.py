@@ -252,7 +252,8 @@ def encoder(settings: ServingSettings) -> pb.ModelConfig:
         parameters = {"intra_op_thread_count": settings.intra_op_threads, "ragged_padding": ragged.PADDING}
         if settings.max_batch_tokens:
             parameters["max_batch_tokens"] = settings.max_batch_tokens
-        _set_parameters(config, {key: str(value) for key, value in parameters.items()})
+        texts = {key: str(value) for key, value in parameters.items()}
+        _set_parameters(config, {**texts, "score_labels": json.dumps(settings.labels)})  # for the metrics
     config.output.add(name="scores", data_type=pb.TYPE_FP32, dims=[len(settings.labels)])
     # KIND_AUTO: on the GPU where the machine has one, so that the same repository can be tried on one that has none
     kind = pb.ModelInstanceGroup.KIND_CPU if settings.target == "cpu" else pb.ModelInstanceGroup.KIND_AUTO

@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -67,6 +68,7 @@ class Round:
 
     :ivar per_request: comments in each request. :ivar served: what the server counted: see ``Tritox.derived``.
     :ivar generator_share: of a core, that each process of the load generator was busy.
+    :ivar stolen_cores: that the machine's host gave to others meanwhile.
     :ivar invalid: the reasons why this round does not count.
     """
 
@@ -83,6 +85,7 @@ class Round:
     cpu_us_per_comment: float | None = None
     memory_mb: float | None = None
     generator_share: float = 0.0
+    stolen_cores: float = 0.0
     generator_ceiling: float | None = None
     checked: int = 0
     mean_difference: float | None = None
@@ -404,7 +407,9 @@ def take_turn(
     turn = Round(number, contender.name, size, started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     if isinstance(contender, Limit):
         assert contender.bench is not None
+        before_s, started_s = processes.stolen_s(), time.perf_counter()
         comments, rate, cpu = contender.bench.measure(seconds)
+        turn.stolen_cores = (processes.stolen_s() - before_s) / (time.perf_counter() - started_s)
         turn.comments, turn.comments_per_s, turn.seconds = comments, rate, seconds
         turn.cpu_us_per_comment = cpu / comments * 1e6
         return turn
@@ -423,14 +428,15 @@ def take_turn(
         seconds=seconds,
         first=number * len(texts) // 7 % len(texts),  # rounds do not all begin with the same comments
     )
-    marks: list[tuple[float, dict[str, float]]] = []
+    marks: list[tuple[float, float, dict[str, float]]] = []
 
     def mark() -> None:
-        marks.append((processes.cpu_s(contender.root), contender.counters()))
+        marks.append((processes.cpu_s(contender.root), processes.stolen_s(), contender.counters()))
 
     outcome = drive(load, arguments.generators, mark, mark)
-    (cpu_before, before), (cpu_after, after) = marks
+    (cpu_before, stolen_before, before), (cpu_after, stolen_after, after) = marks
     fill(turn, outcome, arguments.generators)
+    turn.stolen_cores = (stolen_after - stolen_before) / outcome.seconds
     if outcome.comments:
         turn.cpu_us_per_comment = (cpu_after - cpu_before) / outcome.comments * 1e6
     turn.memory_mb = processes.memory_bytes(contender.root) / 1e6

@@ -8,6 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 OURS, LIMIT = "tritox", "limit"
+FIELDS = (
+    "p50_ms",
+    "p99_ms",
+    "cpu_us_per_comment",
+    "memory_mb",
+    "generator_share",
+    "stolen_cores",
+    "mean_difference",
+)
+"""Of a round, of which the median is shown."""
 
 
 def summarize(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -28,7 +38,7 @@ def summarize(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"per_request": size, "contender": name, "rounds": len(turns)}
         row["invalid_rounds"] = all_turns - len(turns)
         row["comments_per_s"] = _middle([t["comments_per_s"] for t in turns.values()])
-        for field in ("p50_ms", "p99_ms", "cpu_us_per_comment", "memory_mb", "generator_share", "mean_difference"):
+        for field in FIELDS:
             row[field] = _median([t[field] for t in turns.values()])
         for field in sorted({field for t in turns.values() for field in t["served"]}):
             row[field] = _median([t["served"].get(field) for t in turns.values()])
@@ -111,6 +121,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "CPU µs a comment",
         "limit's CPU / its",
         "MB",
+        "stolen cores",
     ]
     more = [("mean_batch", "mean batch"), ("padding_waste", "padding"), ("queue_ms", "queue ms")]
     more = [(field, title) for field, title in more if any(row.get(field) is not None for row in rows)]
@@ -124,6 +135,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             *(_number(row[field]) for field in ("p50_ms", "p99_ms", "cpu_us_per_comment")),
             _range(row["cpu_to_limit"]),
             _number(row["memory_mb"]),
+            _number(row["stolen_cores"]),
             *(_number(row.get(field)) for field, _ in more),
             str(row["rounds"]) + (f" ({row['invalid_rounds']} INVALID)" if row["invalid_rounds"] else ""),
         ]

@@ -19,6 +19,7 @@ from types import TracebackType
 import grpc
 
 from client import wire
+from loadtest.processes import stolen_s
 from loadtest.slo import Sample, percentile
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -50,6 +51,7 @@ class Sent:
     :param seconds: that the phase was to last; its last answers may have come later.
     :param late: requests that left over ``LATE_S`` after they were due; none in a closed loop.
     :param cpu: of this process, in cores.
+    :param stolen: cores that the machine's host gave to others.
     :param details: a text of each status that was seen.
     """
 
@@ -58,6 +60,7 @@ class Sent:
     seconds: float
     late: int
     cpu: float
+    stolen: float
     details: dict[str, str]
 
     @property
@@ -95,6 +98,7 @@ class Sent:
             "refusal_p99_ms": self.ms(self.refused, 0.99),
             "sent_late": self.late,
             "generator_cores": self.cpu,
+            "stolen_cores": self.stolen,
         }
 
 
@@ -192,10 +196,15 @@ class _Phase:
         self.details: dict[str, str] = {}
         self.late = 0
         self.start_s, self.seconds = start_s, seconds
-        self._cpu_s, self.cpu = time.process_time(), 0.0
+        self._before = time.process_time(), stolen_s()
+        self.cpu = self.stolen = 0.0
 
     def end(self) -> None:
-        self.cpu = (time.process_time() - self._cpu_s) / (time.perf_counter() - self.start_s)
+        passed_s = time.perf_counter() - self.start_s
+        self.cpu, self.stolen = (
+            (now - before) / passed_s
+            for now, before in zip((time.process_time(), stolen_s()), self._before, strict=True)
+        )
 
     def sent(self) -> Sent:
-        return Sent(self.samples, self.start_s, self.seconds, self.late, self.cpu, self.details)
+        return Sent(self.samples, self.start_s, self.seconds, self.late, self.cpu, self.stolen, self.details)

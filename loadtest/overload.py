@@ -32,6 +32,8 @@ FIRST_S, SETTLE_S = 5.0, 5.0
 """A first overload, which the capacity is taken from where it answers more than the closed loop; then a rest."""
 NORMAL_SHARE, NORMAL_FACTOR = 0.5, 2.0
 """Normal is what half of the capacity has; up to twice its p99 counts as normal again."""
+MOST_STOLEN = 0.1
+"""Cores that a virtual machine's host may take more during the overload than when the capacity was measured."""
 MIN_OFFERED, MIN_GOODPUT, MAX_GROWTH, MAX_RECOVERY_S, MAX_REFUSAL_MS = 0.95, 0.9, 0.03, 2.0, 250.0
 
 
@@ -158,14 +160,15 @@ def table(run: Run, plan: Plan, verdicts: Sequence[Verdict]) -> str:
 
     lines = [
         f"{'phase':<10}{'offered/s':>10}{'answered/s':>11}{'p50 ms':>8}{'p99 ms':>8}{'refused/s':>10}{'p99 ms':>8}"
+        f"{'stolen':>8}"
     ]
     phases = (("capacity", run.closed), ("normal", run.normal), ("overload", run.overload), ("after", run.after))
     for name, sent in phases:
         offered = sum(s.comments for s in sent.samples) / sent.seconds
         cells = (offered, sent.comments_per_s, sent.ms(sent.good, 0.5), sent.ms(sent.good, 0.99))
         refused = sum(s.comments for s in sent.refused) / sent.seconds
-        row = [shown(cell) for cell in (*cells, refused, sent.ms(sent.refused, 0.99))]
-        widths = (10, 11, 8, 8, 10, 8)
+        row = [*(shown(cell) for cell in (*cells, refused, sent.ms(sent.refused, 0.99))), f"{sent.stolen:.2f}"]
+        widths = (10, 11, 8, 8, 10, 8, 8)
         lines.append(f"{name:<10}" + "".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
     lines += report.verdict_lines(verdicts)
     lines += [f"{status}: {text}" for status, text in sorted(run.overload.details.items())]
@@ -173,6 +176,11 @@ def table(run: Run, plan: Plan, verdicts: Sequence[Verdict]) -> str:
     lines.append(
         f"the generator took {run.overload.cpu:.2f} cores; {run.offered_share:.1%} of its requests left in time"
     )
+    if run.overload.stolen > run.closed.stolen + MOST_STOLEN:
+        lines.append(
+            f"the machine's host took {run.overload.stolen:.2f} cores during the overload, {run.closed.stolen:.2f} "
+            "when the capacity was measured: the two do not compare"
+        )
     if run.watch is None:
         lines.append("memory was not measured: run this on the server's machine, as the server's user")
     if run.offered_share < MIN_OFFERED:

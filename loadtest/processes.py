@@ -36,6 +36,17 @@ def cpu_s(root: int) -> float:
     return total / TICKS
 
 
+def stolen_s() -> float:
+    """Seconds of CPU, of all cores, that this machine's host gave to others since it started: what it takes, no program
+    here can use. 0 where the system does not tell.
+    """
+    try:
+        fields = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()
+    except OSError:
+        return 0.0
+    return int(fields[8]) / TICKS if len(fields) > 8 else 0.0
+
+
 def memory_bytes(root: int) -> int:
     """Resident memory of the processes of a server; what they share is counted in each."""
     page = os.sysconf("SC_PAGE_SIZE")

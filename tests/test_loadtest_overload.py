@@ -108,7 +108,7 @@ def test_a_soak_leaves_nothing_behind(
 
 
 def sent(samples: list[Sample], start_s: float, seconds: float, late: int = 0) -> Sent:
-    return Sent(samples, start_s, seconds, late, 0.1, {})
+    return Sent(samples, start_s, seconds, late, 0.1, 0.0, {})
 
 
 def evenly(start_s: float, seconds: float, each_s: float, error: str | None = None, rate: int = 100) -> list[Sample]:

@@ -71,6 +71,32 @@ def test_counters_count_rows_tokens_and_padding(server: TritonServer) -> None:
     assert grown["tokenizer tritox_tokenizer_truncated_total"] == 0
 
 
+def test_scores_are_counted_by_label(server: TritonServer) -> None:
+    def histogram() -> dict[tuple[str, str, str], float]:
+        with urllib.request.urlopen(server.metrics_url, timeout=10) as reply:
+            lines = reply.read().decode().splitlines()
+        found = (re.match(r"tritox_encoder_score_(\w+)\{(.*)\} ([\d.e+]+)", line) for line in lines)
+        pairs = [(m[1], dict(re.findall(r'(\w+)="([^"]*)"', m[2])), float(m[3])) for m in found if m]
+        return {(name, labels["label"], labels.get("le", "")): value for name, labels, value in pairs}
+
+    def settled() -> dict[tuple[str, str, str], float]:
+        before: dict[tuple[str, str, str], float] = {}
+        for _ in range(4):  # until what earlier tests asked for has been counted, too
+            time.sleep(6)
+            if (now := histogram()) == before:
+                break
+            before = now
+        return now
+
+    before = settled()
+    ask(server, [[SHORT, "Thank you for your help with the article."]])
+    after = settled()
+    grown = {key: value - before.get(key, 0.0) for key, value in after.items()}
+    assert grown["count", "toxic", ""] == grown["bucket", "toxic", "+Inf"] == grown["bucket", "threat", "1.0"] == 2
+    assert grown["bucket", "toxic", "0.5"] == 1  # the other is an insult
+    assert 0.5 < grown["sum", "toxic", ""] < 1.5
+
+
 def test_padding_is_little_on_comments_of_all_lengths(server: TritonServer) -> None:
     rng = np.random.default_rng(1)
     texts = [" ".join(["word"] * int(n)) for n in rng.integers(1, 110, 64)]

@@ -26,9 +26,11 @@ Also beyond it, for a model with one ragged input and these ``parameters``:
 - ``max_batch_tokens``: rows are sorted by length and run in batches of at most so many values, padding included (a row
   that is longer by itself runs alone), so that a long row does not make short ones as long as itself.
 
-and the counters of Triton's metrics ``tritox_encoder_*``: tokens, their padding, rows and runs.
+and the counters of Triton's metrics ``tritox_encoder_*``: tokens, their padding, rows and runs; and where the parameter
+``score_labels`` names the columns of the output (a JSON list), a histogram of the scores of each.
 """
 
+import itertools
 import json
 import threading
 from pathlib import Path
@@ -37,6 +39,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+
+Series = tuple[str, tuple[tuple[str, str], ...]]
+"""A metric's name, and the labels that it has beyond those of all."""
 
 
 class TritonPythonModel:
@@ -79,7 +84,8 @@ class TritonPythonModel:
         if shrink:
             self.run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", shrink)
         self.rows_alone = self.padding is not None and self.ragged == set(self.inputs) and len(self.inputs) == 1
-        self.counters = Counters(args["model_name"], args["model_version"])
+        labels = json.loads(parameters.get("score_labels", "[]"))
+        self.counters = Counters(args["model_name"], args["model_version"], labels)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         if self.rows_alone:
@@ -95,6 +101,7 @@ class TritonPythonModel:
             results = self.session.run(self.outputs, self.joined(batches), self.run_options)
             sizes = [len(array) for array in batches[self.inputs[0]]]
 
+        self.counters.observe(results[0])
         responses, start = [], 0
         for size in sizes:
             stop = start + size
@@ -170,25 +177,37 @@ class TritonPythonModel:
 
 
 class Counters:
-    """Counters of Triton's metrics; they belong to the model, all of its instances add to them."""
+    """Counters of Triton's metrics; they belong to the model, all of its instances add to them.
+
+    :param score_labels: of the scores, for their histograms, which are counters with the label ``le``, as Prometheus
+        stores them; without labels there are none.
+    """
 
     HELP = {
-        "runs": "Runs of the graph",
-        "rows": "Rows that the graph was run on",
-        "tokens": "Tokens that the graph was run on, without padding",
-        "padding": "Padding tokens that the graph laid out beside them",
+        "runs_total": "Runs of the graph",
+        "rows_total": "Rows that the graph was run on",
+        "tokens_total": "Tokens that the graph was run on, without padding",
+        "padding_total": "Padding tokens that the graph laid out beside them",
+    }
+    SCORES = {
+        "score_bucket": "Scores up to le",
+        "score_count": "Scores",
+        "score_sum": "Sum of the scores",
     }
 
-    def __init__(self, model: str, version: str) -> None:
-        self.metrics = {}
-        self.families = []  # a metric lives as long as its family
-        for name, text in self.HELP.items():
-            family = pb_utils.MetricFamily(
-                name=f"tritox_encoder_{name}_total", description=text, kind=pb_utils.MetricFamily.COUNTER
+    def __init__(self, model: str, version: str, score_labels: list[str]) -> None:
+        self.own = {"model": model, "version": version}
+        self.score_labels = score_labels
+        texts = {**self.HELP, **(self.SCORES if score_labels else {})}
+        self.families = {  # a metric lives as long as its family
+            name: pb_utils.MetricFamily(
+                name=f"tritox_encoder_{name}", description=text, kind=pb_utils.MetricFamily.COUNTER
             )
-            self.families.append(family)
-            self.metrics[name] = family.Metric(labels={"model": model, "version": version})
-        self.waiting = dict.fromkeys(self.HELP, 0)
+            for name, text in texts.items()
+        }
+        self.metrics: dict[Series, Any] = {}
+        self.waiting: dict[Series, float] = {(name, ()): 0.0 for name in self.HELP}
+        self.scores: list[np.ndarray] = []
         self.lock = threading.Lock()
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self.send, daemon=True)
@@ -197,16 +216,48 @@ class Counters:
     def add(self, **counts: int) -> None:
         with self.lock:
             for name, count in counts.items():
-                self.waiting[name] += count
+                self.waiting[f"{name}_total", ()] += count
+
+    def observe(self, scores: np.ndarray) -> None:
+        """:param scores: not to be changed afterwards. *Shape:* ``(rows, labels)``"""
+        if self.score_labels:
+            with self.lock:
+                self.scores.append(scores)
 
     def send(self) -> None:
-        """Each counter costs a message to Triton, so they are sent a few times a second, and not with every run."""
-        while not self.stopped.wait(SECONDS_BETWEEN_COUNTS):
+        """Each counter costs a message to Triton, so they are sent a few times a second, and not with every run;
+        histograms, which are many, every few seconds.
+        """
+        for tick in itertools.count(1):
+            stopped = self.stopped.wait(SECONDS_BETWEEN_COUNTS)
+            scores: list[np.ndarray] = []
             with self.lock:
-                counts, self.waiting = self.waiting, dict.fromkeys(self.HELP, 0)
-            for name, count in counts.items():
+                counts, self.waiting = self.waiting, dict.fromkeys(self.waiting, 0.0)
+                if tick % TICKS_BETWEEN_HISTOGRAMS == 0:
+                    scores, self.scores = self.scores, []
+            if stopped:
+                return
+            if scores:
+                counts.update(self.histogram(np.concatenate(scores)))
+            for series, count in counts.items():
                 if count:
-                    self.metrics[name].increment(count)
+                    self.metric(series).increment(count)
+
+    def histogram(self, scores: np.ndarray) -> dict[Series, float]:
+        found: dict[Series, float] = {}
+        for label, column in zip(self.score_labels, scores.T, strict=True):
+            up_to = np.searchsorted(np.sort(column), np.array(SCORE_BOUNDS, np.float32), side="right")
+            for bound, count in zip((*SCORE_BOUNDS, "+Inf"), (*up_to, len(column)), strict=True):
+                found["score_bucket", (("label", label), ("le", str(bound)))] = float(count)
+            found["score_count", (("label", label),)] = float(len(column))
+            found["score_sum", (("label", label),)] = float(np.nansum(column, dtype=np.float64))
+        return found
+
+    def metric(self, series: Series) -> Any:
+        if series not in self.metrics:
+            name, more = series
+            self.metrics[series] = self.families[name].Metric(labels={**self.own, **dict(more)})
+        return self.metrics[series]
 
     def stop(self) -> None:
         self.stopped.set()
@@ -214,6 +265,8 @@ class Counters:
 
 
 SECONDS_BETWEEN_COUNTS = 0.25
+TICKS_BETWEEN_HISTOGRAMS = 20
+SCORE_BOUNDS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
 def batches_of_like_length(lengths: np.ndarray, max_tokens: int | None) -> list[np.ndarray]:
