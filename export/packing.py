@@ -7,8 +7,10 @@ inside attention::
     embeddings ─pack─▶ MatMul ─unpack─▶ MultiHeadAttention ─pack─▶ MatMul, SkipLayerNormalization, ...
 
 Packing and unpacking are a Gather each. An unpacked padding position repeats some real token: attention masks it as a
-key, and packing drops it as a query. The idea is that of ByteDance's Effective Transformer; ONNX Runtime has operators
-for it (RemovePadding, PackedAttention) on CUDA alone, so this is made of operators that every provider has.
+key, and packing drops it as a query. Where all rows are equally long, as a single one is, there is nothing to pack or
+to mask, and attention takes another branch (``If``). The idea is that of ByteDance's Effective Transformer; ONNX
+Runtime has operators for it (RemovePadding, PackedAttention) on CUDA alone, so this is made of operators that every
+provider has.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-TOKENWISE = frozenset(("MatMul", "Add", "SkipLayerNormalization", "LayerNormalization", "BiasGelu", "FastGelu", "Gelu"))
+TOKENWISE = frozenset(
+    ("MatMul", "Add", "Sum", "SkipLayerNormalization", "LayerNormalization", "BiasGelu", "FastGelu", "Gelu")
+)
 """Operators that treat each token by itself, as long as their other inputs are weights."""
 
 
@@ -107,6 +111,11 @@ class _Packer:
         number = self.add("Max", [number, self.constant([0])], "packing/not_negative")
         shape = self.add("Shape", [mask], "packing/shape")
         self.tokens = self.add("Reshape", [number, shape], "packing/tokens")
+        self.layout = self.add("Concat", [shape, self.constant([-1])], "packing/layout", axis=0)
+        # by a name of its own: branches are not told when an input gets another name
+        self.mask = self.add("Identity", ["attention_mask"], "packing/attention_mask")
+        least = self.add("ReduceMin", [flat], "packing/least", keepdims=0)
+        self.whole = self.add("Cast", [least], "packing/whole", to=TensorProto.BOOL)
 
     def attention(self, node: NodeProto) -> None:
         """The fused operator taken apart: one product for query, key and value of real tokens, then the rest."""
@@ -117,26 +126,34 @@ class _Packer:
             raise NotPackable(f"{node.name} has inputs or attributes of attention that this form does not know")
         product = self.add("MatMul", [states, weight], f"{out}/product", name=f"{node.name}_qkv_MatMul")
         qkv = self.add("Add", [product, bias], f"{out}/qkv")
-        self.packed.add(qkv)
-        parts = [f"{out}/query", f"{out}/key", f"{out}/value"]
-        self.nodes.append(
-            helper.make_node("Split", [self.unpack(qkv), self.constant(self.thirds(weight))], parts, axis=2)
-        )
-        self.nodes.append(
-            helper.make_node(
-                "MultiHeadAttention",
-                [*parts, "", "attention_mask"],
-                [f"{out}/padded"],
-                name=f"{node.name}_heads",
-                domain="com.microsoft",
-                **attributes,
-            )
-        )
-        self.padded.add(out)
-        self.pack(f"{out}/padded", out, self.weights[weight].dims[1] // 3)
+        third = self.weights[weight].dims[1] // 3
+        flat = self.constant([-1, third])
 
-    def thirds(self, weight: str) -> list[int]:
-        return [self.weights[weight].dims[1] // 3] * 3
+        def heads(branch: str, mask: list[str]) -> list[NodeProto]:
+            """From ``<branch>/qkv`` to ``<branch>/flat``. A branch's tensors need names of their own."""
+            parts = [f"{out}/{branch}/{part}" for part in ("query", "key", "value")]
+            states = f"{out}/{branch}/states"
+            return [
+                helper.make_node("Split", [f"{out}/{branch}/qkv", self.constant([third] * 3)], parts, axis=2),
+                helper.make_node("MultiHeadAttention", [*parts, *mask], [states], domain="com.microsoft", **attributes),
+                helper.make_node("Reshape", [states, flat], [f"{out}/{branch}/flat"]),
+            ]
+
+        whole = [
+            helper.make_node("Reshape", [qkv, self.layout], [f"{out}/whole/qkv"]),
+            *heads("whole", []),
+        ]
+        padded = [
+            helper.make_node("Gather", [qkv, self.tokens], [f"{out}/padded/qkv"]),
+            *heads("padded", ["", self.mask]),
+            helper.make_node("Gather", [f"{out}/padded/flat", self.rows], [f"{out}/padded/rows"]),
+        ]
+        branches = {}
+        for branch, nodes in (("then", whole), ("else", padded)):
+            result = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
+            branches[f"{branch}_branch"] = helper.make_graph(nodes, f"{out}/{branch}", [], [result])
+        self.add("If", [self.whole], out, **branches)
+        self.packed.add(out)
 
     def pack(self, padded: str, name: str, width: int) -> None:
         flat = self.add("Reshape", [padded, self.constant([-1, width])], f"{name}/flat")

@@ -21,7 +21,7 @@ import torch
 from onnxruntime import InferenceSession
 from tokenizers import Tokenizer
 
-from export import golden, graph, packing, parity, precision, ragged, speed, triton
+from export import cpu, golden, graph, packing, parity, precision, ragged, speed, triton
 from export.linear_scorer import LinearScorer
 from export.repository import ModelVersions, staging_folder
 from train import metrics
@@ -239,6 +239,8 @@ def stage_transformer(
     else:
         operators = graph.fuse(traced, fused, encoder, arguments.allow_unfused)
         print(f"fused operators: {', '.join(f'{n} {name}' for name, n in operators.items()) or 'none'}")
+        if settings.target == "cpu":
+            onnx.save(cpu.unfuse(onnx.load(fused)), fused)
         forms = padded_and_packed(fused, settings, arguments.padding_free)
     parities = check_forms(subject, forms)
     rows = speed.mixes(subject.ids[:SPEED_COMMENTS], settings.pad_token_id)

@@ -18,7 +18,8 @@ PAGE = Path(__file__).parent / "RESULTS.md"
 INTRODUCTION = """# Measured exports
 
 Written by `python -m export.results` from the files in `export/results`, which `python -m export.onnx --report`,
-`python -m export.tokenizers_check --report` and `python -m export.cascade --report` wrote. Do not edit by hand.
+`python -m export.tokenizers_check --report`, `python -m export.cpu --report` and `python -m export.cascade --report`
+wrote. Do not edit by hand.
 
 Each form of a model was compared with the artifact on validation comments in natural proportion. *Flips* is the share
 of the comments whose decision changed, of the label where most did. Speed is comments a second of one thread's CPU
@@ -32,7 +33,8 @@ def render(folder: Path = FOLDER) -> str:
     parts = [INTRODUCTION]
     for path in sorted(folder.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
-        kind = tokenizers if "libraries" in report else cascade if "curve" in report else section
+        kinds = {"libraries": tokenizers, "curve": cascade, "operators": operators}
+        kind = next((kinds[key] for key in kinds if key in report), section)
         parts += [f"## {path.stem}", kind(report)]
     return "\n\n".join(parts) + "\n"
 
@@ -102,6 +104,22 @@ def tokenizers(report: Mapping[str, Any]) -> str:
     lines += ["", f"The same ids on all texts: {', '.join(exact) or 'none'}."]
     for name, reason in report["absent"].items():
         lines.append(f"Not compared: {name} ({reason}).")
+    return "\n".join(lines)
+
+
+def operators(report: Mapping[str, Any]) -> str:
+    """What operators that are slow on a CPU cost."""
+    rates: Mapping[str, Mapping[str, float]] = report["operators"]
+    mixes = list(next(iter(rates.values())))
+    lines = [
+        f"The artifact {report['artifact']} with BiasGelu and SkipLayerNormalization fused, and as it is served (see "
+        f"export/cpu.py); {report['comments']:,} comments; ONNX Runtime {report['onnxruntime']}; {report['machine']}; "
+        f"commit {str(report['git_commit'])[:12]}.",
+        "",
+        f"| form | {' | '.join(f'comments/s, {mix}' for mix in mixes)} |",
+        f"|---|{'---:|' * len(mixes)}",
+    ]
+    lines += [f"| {name} | {' | '.join(f'{row[mix]:.1f}' for mix in mixes)} |" for name, row in rates.items()]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from export import graph, pipeline, precision, ragged, triton
+from export import cpu, graph, pipeline, precision, ragged, triton
 from train.artifact import Layout
 from train.model import load
 
@@ -29,6 +29,7 @@ def write(folder: Path, name: str, artifact: Layout) -> dict[str, Any]:
         traced, fused, small = (Path(scratch) / f"{step}.onnx" for step in ("traced", "fused", "int8"))
         encoder = graph.trace(model, traced)
         graph.fuse(traced, fused, encoder, allow_unfused=False)
+        onnx.save(cpu.unfuse(onnx.load(fused)), fused)
         precision.quantize(fused, small, precision.DYNAMIC)
         whole = ragged.accept_ragged(onnx.load(small), pipeline.pad_token_id(artifact))
         onnx.save(whole, folder / f"{name}.onnx")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from export import graph, parity
 from export.packing import NotPackable, remove_padding
@@ -30,6 +31,10 @@ ARCHITECTURES = {
 
 def fused(architecture: dict[str, object], folder: Path, pooling: str = "mean") -> tuple[ToxicityClassifier, Path]:
     model = ToxicityClassifier(ClassifierConfig(encoder=architecture, pooling=pooling)).eval()
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases begin as zeros, which would be one weight for all layers
+            parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.02)
     encoder = graph.trace(model, folder / "traced.onnx")
     graph.fuse(folder / "traced.onnx", folder / "fused.onnx", encoder)
     return model, folder / "fused.onnx"
