@@ -140,7 +140,7 @@ class GrpcConnection(Connection):
 
     def __init__(self, host: str, port: int, path: str, bodies: Sequence[bytes]) -> None:
         super().__init__(host, port)
-        self._bodies = [b"\0" + len(body).to_bytes(4, "big") + body for body in bodies]
+        self._bodies = [framed(body) for body in bodies]
         # fields that the server is to keep get the numbers from 62 on, the last one the lowest
         kept = [_kept(4, path), _kept(1, f"{host}:{port}"), _kept(31, "application/grpc"), b"\x40\x02te\x08trailers"]
         self._fields = b"\x83\x86" + b"".join(kept)
@@ -159,14 +159,15 @@ class GrpcConnection(Connection):
         self._frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *setting) for setting in settings.items()))
         self._frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", MAX_WINDOW - DEFAULT_WINDOW))
 
-    def ask(self, request: int) -> None:
+    def ask(self, request: int, body: bytes | None = None) -> None:
+        """:param body: a framed message; by default that of the request's number. See :func:`framed`."""
         stream = self._next_stream
         self._next_stream += 2
         self._asked[stream] = request
         self.under_way += 1
         self._frame(HEADERS, END_HEADERS, stream, self._fields)
         self._fields = self._fields_again
-        body = self._bodies[request]
+        body = self._bodies[request] if body is None else body
         if not self._waiting and len(body) <= min(self._window, self._first_window, self._max_frame):
             self._window -= len(body)
             self._frame(DATA, END_STREAM, stream, body)
@@ -315,6 +316,11 @@ def _integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
         shift, at = shift + 7, at + 1
         if not block[at - 1] & 0x80:
             return value, at
+
+
+def framed(message: bytes) -> bytes:
+    """A gRPC message with its length before it."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 def json_body(value: object) -> bytes:

@@ -1,24 +1,26 @@
 """Raw requests on a schedule: what the overload and soak tests send with.
 
-Requests are serialized before the clock starts and sent over several channels, without the client's checks: a generator
-that shares its machine with the server must cost little. Latency counts from when a request was due, not from when it
-left, so that a generator that falls behind cannot hide it.
+Requests are serialized before the clock starts and sent over several connections of :mod:`loadtest.connections`: a
+generator that shares its machine with the server must cost little. Latency counts from when a request was due, not from
+when it left, so that a generator that falls behind cannot hide it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 
 import grpc
 
 from client import wire
+from loadtest.connections import ConnectionFailed, GrpcConnection, framed
 from loadtest.processes import stolen_s
 from loadtest.slo import Sample, percentile
 
@@ -27,6 +29,11 @@ LATE_S = 0.1
 """A request that leaves so much after it was due was not offered at the rate that was asked for."""
 REFUSED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 """The statuses of a server that is busy."""
+LOST = "CONNECTION_LOST"
+"""Stands where there is no status."""
+STATUSES = {status.value[0]: status.name for status in grpc.StatusCode}
+SWEEP_S = 0.25
+"""How often it is looked for requests that have waited too long."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,11 @@ class Body:
 
     raw: bytes
     comments: int
+
+    @cached_property
+    def framed(self) -> bytes:
+        """As it goes over the wire."""
+        return framed(self.raw)
 
 
 def body(texts: Sequence[str], model: str, timeout_s: float) -> Body:
@@ -102,29 +114,32 @@ class Sent:
         }
 
 
+Finish = Callable[[str | None, str], None]
+"""Is told the status that a request failed with, or ``None``, and what the server said of it."""
+
+
 class Generator:
     """Several connections to one server, as an async context manager.
 
-    :param timeout_s: gRPC deadline of each request.
+    :param timeout_s: how long an answer is waited for.
     :param patience_s: a refused request is sent again, a little later each time, for so long; 0 gives up at once.
     """
 
     def __init__(self, url: str, *, channels: int = 4, timeout_s: float = 10.0, patience_s: float = 0.0) -> None:
         self.url, self.channels, self.timeout_s, self.patience_s = url, channels, timeout_s, patience_s
         self.again = 0
-        self._open = AsyncExitStack()
+        self._wires: list[_Wire] = []
 
     async def __aenter__(self) -> Generator:
-        self._calls = []
-        for _ in range(self.channels):
-            channel = await self._open.enter_async_context(grpc.aio.insecure_channel(self.url, wire.CHANNEL_OPTIONS))
-            self._calls.append(channel.unary_unary(METHOD))
+        host, _, port = self.url.rpartition(":")
+        self._wires = [_Wire(host.strip("[]"), int(port), self.timeout_s) for _ in range(self.channels)]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._open.aclose()
+        for each in self._wires:
+            each.close()
 
     async def closed(self, bodies: Iterator[Body], users: int, seconds: float) -> Sent:
         """So many users, each of whom sends the next request when the one before is answered."""
@@ -132,7 +147,9 @@ class Generator:
 
         async def user(number: int) -> None:
             while (now_s := time.perf_counter()) < phase.start_s + seconds:
-                await self._send(next(bodies), now_s, number, phase)
+                answered = asyncio.get_running_loop().create_future()
+                self._send(next(bodies), now_s, number, phase, lambda: answered.set_result(None))  # noqa: B023
+                await answered
                 if phase.samples[-1].error is not None:
                     await asyncio.sleep(0.02)  # who was refused does not ask again at once
 
@@ -148,8 +165,13 @@ class Generator:
         :param schedule: phases, one right behind the other, as requests a second and seconds.
         :returns: each phase, with the requests that were due in it.
         """
-        phases, under_way, number = [], set(), 0
+        phases, number, answered = [], 0, 0
         start_s = time.perf_counter()
+
+        def done() -> None:
+            nonlocal answered
+            answered += 1
+
         for rate, seconds in schedule:
             phase = _Phase(start_s, seconds)
             phases.append(phase)
@@ -160,34 +182,111 @@ class Generator:
                     await asyncio.sleep(wait_s)
                 elif number % 16 == 0:
                     await asyncio.sleep(0)  # behind schedule: without this no answer would be let in
-                task = asyncio.create_task(self._send(next(bodies), due_s, number, phase))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
+                self._send(next(bodies), due_s, number, phase, done)
                 due_s += rng.expovariate(rate)
                 number += 1
             await asyncio.sleep(max(0.0, start_s - time.perf_counter()))
             phase.end()
-        await asyncio.gather(*under_way)
+        while answered < number:
+            await asyncio.sleep(0.02)
         return [phase.sent() for phase in phases]
 
-    async def _send(self, body: Body, due_s: float, number: int, phase: _Phase) -> None:
+    def _send(self, body: Body, due_s: float, number: int, phase: _Phase, done: Callable[[], None]) -> None:
         phase.late += time.perf_counter() - due_s > LATE_S
-        call = self._calls[number % len(self._calls)]
-        pause_s = 0.05
-        while True:
-            error: str | None = None
-            try:
-                await call(body.raw, timeout=self.timeout_s)
-            except grpc.aio.AioRpcError as raised:
-                error = raised.code().name
-                phase.details.setdefault(error, " ".join((raised.details() or "").split())[:300])
-            waited_s = time.perf_counter() - due_s
-            if error not in REFUSED or waited_s + pause_s > self.patience_s:
-                break
-            self.again += 1
-            await asyncio.sleep(pause_s)
-            pause_s = min(1.0, pause_s * 2)
-        phase.samples.append(Sample(due_s, time.perf_counter() - due_s, body.comments, error))
+        connection, pause_s = self._wires[number % len(self._wires)], 0.05
+
+        def finish(error: str | None, detail: str) -> None:
+            nonlocal pause_s
+            now_s = time.perf_counter()
+            if error is not None:
+                phase.details.setdefault(error, " ".join(detail.split())[:300])
+            if error in REFUSED and now_s - due_s + pause_s <= self.patience_s:
+                self.again += 1
+                asyncio.get_running_loop().call_later(pause_s, connection.ask, body.framed, finish)
+                pause_s = min(1.0, pause_s * 2)
+                return
+            phase.samples.append(Sample(due_s, now_s - due_s, body.comments, error))
+            done()
+
+        connection.ask(body.framed, finish)
+
+
+class _Wire:
+    """One connection in the running event loop. One that is lost fails what is under way, and is made anew."""
+
+    def __init__(self, host: str, port: int, timeout_s: float) -> None:
+        self.address, self.timeout_s = (host, port), timeout_s
+        self.loop = asyncio.get_running_loop()
+        self.under_way: dict[int, tuple[float, Finish]] = {}  # in the order in which they were sent
+        self.asked = 0
+        self.connection: GrpcConnection | None = GrpcConnection(host, port, METHOD, [])
+        self.loop.add_reader(self.connection.socket, self.read)
+        self.sweeping = self.loop.call_later(SWEEP_S, self.sweep)
+
+    def ask(self, message: bytes, finish: Finish) -> None:
+        try:
+            if self.connection is None:
+                self.connection = GrpcConnection(*self.address, METHOD, [])
+                self.loop.add_reader(self.connection.socket, self.read)
+        except OSError as error:
+            finish(LOST, str(error))
+            return
+        self.asked += 1
+        self.under_way[self.asked] = time.perf_counter(), finish
+        self.connection.ask(self.asked, message)
+        self.write()
+
+    def write(self) -> None:
+        assert self.connection is not None
+        try:
+            whole = self.connection.flush()
+        except ConnectionFailed as error:
+            self.lose(error)
+            return
+        if whole:
+            self.loop.remove_writer(self.connection.socket)
+        else:
+            self.loop.add_writer(self.connection.socket, self.write)
+
+    def read(self) -> None:
+        assert self.connection is not None
+        try:
+            answers = self.connection.receive()
+        except ConnectionFailed as error:
+            self.lose(error)
+            return
+        for answer in answers:
+            _, finish = self.under_way.pop(answer.request, (0.0, None))
+            if finish is None:  # given up before
+                continue
+            if answer.error is None:
+                finish(None, "")
+            else:
+                status = re.match(r"gRPC status (\d+): ", answer.error)
+                finish(STATUSES.get(int(status[1]) if status else -1, "UNKNOWN"), answer.error)
+        if self.connection is not None:
+            self.write()
+
+    def sweep(self) -> None:
+        """Give up what has waited too long."""
+        until_s = time.perf_counter() - self.timeout_s
+        for number in [n for n, (sent_s, _) in self.under_way.items() if sent_s < until_s]:
+            self.under_way.pop(number)[1]("DEADLINE_EXCEEDED", f"no answer within {self.timeout_s:g} s")
+        self.sweeping = self.loop.call_later(SWEEP_S, self.sweep)
+
+    def lose(self, error: Exception) -> None:
+        if self.connection is not None:
+            self.loop.remove_reader(self.connection.socket)
+            self.loop.remove_writer(self.connection.socket)
+            self.connection.close()
+            self.connection = None
+        lost, self.under_way = self.under_way, {}
+        for _, finish in lost.values():
+            finish(LOST, str(error))
+
+    def close(self) -> None:
+        self.sweeping.cancel()
+        self.lose(ConnectionFailed("the generator ended"))
 
 
 class _Phase:

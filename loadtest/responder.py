@@ -36,17 +36,19 @@ class Responder:
     """A process that answers on a free port of 127.0.0.1 inside the block.
 
     :param body: of every answer; for gRPC the message.
+    :ivar port: that it listens on; ``pid`` is its process.
     """
 
     def __init__(self, protocol: Literal["grpc", "http"], body: bytes) -> None:
         self.protocol, self.body = protocol, body
-        self.port = 0
+        self.port = self.pid = 0
 
     def __enter__(self) -> Responder:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         self._process: Any = context.Process(target=_serve, args=(there, self.protocol, self.body), daemon=True)
         self._process.start()
+        self.pid = self._process.pid
         there.close()
         self.port = here.recv()
         here.close()

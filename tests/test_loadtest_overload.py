@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from conftest import BATCH, BATCH_MS, ROOT
 from test_export_queue import bodies
 
 from loadtest import overload, soak, watch
-from loadtest.open_loop import Generator, Sent
+from loadtest.open_loop import Body, Generator, Sent
 from loadtest.overload import Plan, Run, judge, main, table
+from loadtest.responder import Responder
 from loadtest.slo import Sample
 from serve.server import TritonServer
 
@@ -174,6 +176,23 @@ def test_a_load_that_could_not_be_offered_is_invalid() -> None:
     run = a_run(GOOD, evenly(30, 10, 0.05), late=200)  # of 3000
     assert "INVALID: only 93.3% left in time, must be 95%" in table(run, PLAN, judge(run, 500))
     assert "INVALID" not in table(a_run(GOOD, [], late=100), PLAN, [])
+
+
+def test_a_server_that_goes_away_fails_its_requests_and_holds_up_nothing() -> None:
+    async def run(responder: Responder) -> tuple[Sent, Sent, Sent]:
+        ask = Body(b"x", 1)
+        async with Generator(f"127.0.0.1:{responder.port}", timeout_s=0.3) as generator:
+            before = await generator.closed(itertools.repeat(ask), 8, 0.2)
+            os.kill(responder.pid, signal.SIGSTOP)  # it takes requests, and answers none
+            silent = await generator.closed(itertools.repeat(ask), 8, 0.5)
+            os.kill(responder.pid, signal.SIGKILL)
+            return before, silent, await generator.closed(itertools.repeat(ask), 8, 0.2)
+
+    with Responder("grpc", b"y") as responder:
+        before, silent, gone = asyncio.run(run(responder))
+    assert before.statuses["OK"] > 8 and set(before.statuses) == {"OK"}
+    assert set(silent.statuses) <= {"OK", "DEADLINE_EXCEEDED"} and silent.statuses["DEADLINE_EXCEEDED"] >= 8
+    assert set(gone.statuses) == {"CONNECTION_LOST"} and "CONNECTION_LOST" in gone.details
 
 
 @pytest.mark.triton
