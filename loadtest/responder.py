@@ -48,7 +48,7 @@ class Responder:
         here, there = context.Pipe()
         self._process: Any = context.Process(target=_serve, args=(there, self.protocol, self.body), daemon=True)
         self._process.start()
-        self.pid = self._process.pid
+        self.pid = self._process.pid or 0
         there.close()
         self.port = here.recv()
         here.close()
