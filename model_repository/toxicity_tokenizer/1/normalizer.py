@@ -30,7 +30,7 @@ import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html.entities import name2codepoint
 
@@ -386,6 +386,7 @@ Edit = tuple[int, int, str]
 """From, to, and what comes in place of it."""
 
 Found = tuple[list[Edit], set[str]]
+Step = Callable[[str], Found]
 """What a step would change, in order and without overlaps, and the evasions that it saw."""
 
 
@@ -422,14 +423,14 @@ class Normalized:
 
 def normalize(text: str) -> Normalized:
     """Normalize one text, with offsets and the evasions that were found. Takes every ``str``, lone surrogates too."""
-    original_length = len(text)
-    if _is_plain(text):
-        return Normalized(text, tuple(range(original_length)), (), original_length)
-    offsets = list(range(original_length))
+    offsets = list(range(len(text)))
     evasions: set[str] = set()
+    original_length, steps = len(text), _steps(text)
     for _ in range(PASSES):
         changed = False
         for step in STEPS:
+            if not changed and step not in steps:
+                continue
             edits, found = step(text)
             if edits:
                 text, offsets = _apply(text, edits), _move(offsets, edits)
@@ -437,51 +438,57 @@ def normalize(text: str) -> Normalized:
                 changed = True
         if not changed:
             break
+        steps = STEPS
     return Normalized(text, tuple(offsets), tuple(sorted(evasions)), original_length)
-
-
-def _is_plain(text: str) -> bool:
-    """Whether a look at the kinds of its characters shows that no step would change ``text``: the common case.
-
-    One byte per character holds its kinds as bits, and all bytes together make one long number, so that each question
-    is asked of all characters at once; ``number >> 8`` holds the next character at the place of each.
-    """
-    if not text.isascii() and (_HAS_ODD.search(text) or _HAS_LOOKALIKE.search(text) or _OTHER_TRIPLE.search(text)):
-        return False
-    letters = text.encode("ascii", "replace").lower()
-    kinds = int.from_bytes(b"\2%b\2" % letters.translate(_KINDS), "little")
-    ones = int.from_bytes(b"\1" * (len(letters) + 2), "little")
-    letter, gap, sign, exclamation = kinds & ones, kinds >> 1 & ones, kinds >> 2 & ones, kinds >> 3 & ones
-    alone = gap & (letter | sign) >> 8 & gap >> 16
-    if (
-        kinds & ones << 4
-        or letter & sign >> 8
-        or sign & letter >> 8
-        or exclamation & (letter | sign) >> 8
-        or alone & (alone >> 16 | alone >> 24 | alone >> 32)
-    ):
-        return False
-    differences = int.from_bytes(letters, "little") << 8
-    differences ^= differences >> 8
-    low = (ones << 7) - ones  # seven bits of each byte: adding them to all but a zero carries into the eighth
-    equal = ~((differences & low) + low | differences) >> 7 & ones
-    return not letter & equal & equal >> 8
 
 
 def normalize_text(text: str) -> str:
     """The text of :func:`normalize`, without its offsets: plain text costs only a look at its characters."""
-    if _is_plain(text):
-        return text
-    for _ in range(PASSES):
+    steps = _steps(text)
+    for _ in range(PASSES if steps else 0):
         changed = False
         for step in STEPS:
+            if not changed and step not in steps:
+                continue
             edits, _found = step(text)
             if edits:
                 text = _apply(text, edits)
                 changed = True
         if not changed:
             break
+        steps = STEPS
     return text
+
+
+def _steps(text: str) -> Sequence[Step]:
+    """Those of :data:`STEPS` that may change ``text``, as a look at the kinds of its characters shows: mostly none.
+
+    One byte per character holds its kinds as bits, and all bytes together make one long number, so that each question
+    is asked of all characters at once; ``number >> 8`` holds the next character at the place of each.
+    """
+    if not text.isascii() and (_HAS_ODD.search(text) or _HAS_LOOKALIKE.search(text) or _OTHER_TRIPLE.search(text)):
+        return STEPS
+    letters = text.encode("ascii", "replace").lower()
+    kinds = int.from_bytes(b"\2%b\2" % letters.translate(_KINDS), "little")
+    ones = int.from_bytes(b"\1" * (len(letters) + 2), "little")
+    letter, gap, sign, exclamation = kinds & ones, kinds >> 1 & ones, kinds >> 2 & ones, kinds >> 3 & ones
+    found = []
+    if kinds & ones << 5:
+        found.append(_characters)
+    if "&" in text:
+        found.append(_entities)
+    alone = gap & (letter | sign) >> 8 & gap >> 16
+    if alone & (alone >> 16 | alone >> 24 | alone >> 32):
+        found.append(_spacing)
+    if kinds & ones << 4 or letter & sign >> 8 or sign & letter >> 8 or exclamation & (letter | sign) >> 8:
+        found.append(_leet)
+    differences = int.from_bytes(letters, "little") << 8
+    differences ^= differences >> 8
+    low = (ones << 7) - ones  # seven bits of each byte: adding them to all but a zero carries into the eighth
+    equal = ~((differences & low) + low | differences) >> 7 & ones
+    if letter & equal & equal >> 8:
+        found.append(_stretching)
+    return found
 
 
 def _apply(text: str, edits: list[Edit]) -> str:
@@ -851,7 +858,7 @@ _SIGNS = {
     "8": "b", "9": "g", "6": "gb",
 }  # fmt: skip
 _HAS_LEET = re.compile(r"[0-9@$|!](?:(?=[A-Za-z])|(?<=[A-Za-z][0-9@$|])|(?<=!)(?=[0-9@$]))")
-_CHUNK = re.compile(r"\S+")
+_SPACE = re.compile(r"\s")
 _ADDRESS = re.compile(
     r"://|^www\.|[\w.]@[\w-]+\.[A-Za-z]|\.(?:com|net|org|edu|gov|co|uk|de|html?|php|jpe?g|png|gif|svg|pdf)\b|^#", re.I
 )
@@ -869,25 +876,30 @@ _HEX = re.compile(r"[0-9a-f]+|[0-9A-F]+")
 
 
 def _leet(text: str) -> Found:
-    if not _HAS_LEET.search(text):
-        return NOTHING
     edits: list[Edit] = []
-    for chunk in _CHUNK.finditer(text):
-        if not _HAS_LEET.search(chunk[0]) or _ADDRESS.search(chunk[0]):
+    end = 0
+    while hit := _HAS_LEET.search(text, end):
+        start = hit.start()
+        while start and not text[start - 1].isspace():
+            start -= 1
+        gap = _SPACE.search(text, hit.end())
+        end = gap.start() if gap else len(text)
+        chunk = text[start:end]
+        if _ADDRESS.search(chunk):
             continue
-        for match in _TOKEN.finditer(chunk[0]):
+        for match in _TOKEN.finditer(chunk):
             token = match[0]
             if len(token) < 3 or len(token) > _LONGEST or token.isalpha():
                 continue
-            end = len(token.rstrip("!|"))
+            stop = len(token.rstrip("!|"))
             begin = 0
-            read = _read(token[:end])
+            read = _read(token[:stop])
             if not read and token[0] == "!":
                 begin = len(token) - len(token.lstrip("!"))
-                read = _read(token[begin:end])
+                read = _read(token[begin:stop])
             if read:
-                at = chunk.start() + match.start()
-                edits.append((at + begin, at + end, read))
+                at = start + match.start()
+                edits.append((at + begin, at + stop, read))
     return edits, {"leet"}
 
 
@@ -928,23 +940,44 @@ def _read(token: str) -> str | None:
 # --- stretching
 
 _TRIPLE = re.compile(r"([^\W\d_])\1{2,}", re.I)
-_ASCII_TRIPLE = re.compile(r"([a-z])\1\1")
 _OTHER_TRIPLE = re.compile(r"([\u0080-\U0010ffff])\1\1")
 _ROMAN = re.compile(r"[ivxlcdm]+", re.I)
 
 
 def _stretching(text: str) -> Found:
-    if not _ASCII_TRIPLE.search(text.lower()) and not _OTHER_TRIPLE.search(text):
-        return NOTHING
+    words: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    start = end = 0
+    for begin, stop in _stretched(text):
+        if begin >= end:
+            start, end = _word_around(text, begin)
+        words.setdefault((start, end), []).append((begin - start, stop - start))
     edits: list[Edit] = []
-    for match in _WORD.finditer(text):
-        word = match[0]
-        runs = [m.span() for m in _TRIPLE.finditer(word)]
-        if not runs or len(set(word.lower())) == 1 or not word.isalpha() or _ROMAN.fullmatch(word):
+    for (start, end), runs in words.items():
+        word = text[start:end]
+        if len(set(word.lower())) == 1 or not word.isalpha() or _ROMAN.fullmatch(word):
             continue
-        for (begin, end), keep in zip(runs, _kept(word.lower(), runs), strict=True):
-            edits.append((match.start() + begin + keep, match.start() + end, ""))
+        for (begin, stop), keep in zip(runs, _kept(word.lower(), runs), strict=True):
+            edits.append((start + begin + keep, start + stop, ""))
     return edits, {"stretch"}
+
+
+def _stretched(text: str) -> Iterable[tuple[int, int]]:
+    """Where a letter stands three times or more in a row."""
+    lower = text.lower()
+    letters = [c for c in _ALPHABET if c * 3 in lower]  # far faster than one expression for all
+    if text.isascii():
+        return sorted(run.span() for c in letters for run in re.finditer(c + "{3,}", lower))
+    if letters or _OTHER_TRIPLE.search(text):
+        return [run.span() for run in _TRIPLE.finditer(text)]
+    return []
+
+
+def _word_around(text: str, at: int) -> tuple[int, int]:
+    while at and text[at - 1].isalnum():
+        at -= 1
+    word = _WORD.match(text, at)
+    assert word is not None
+    return word.span()
 
 
 def _kept(word: str, runs: list[tuple[int, int]]) -> tuple[int, ...]:
@@ -962,14 +995,15 @@ def _kept(word: str, runs: list[tuple[int, int]]) -> tuple[int, ...]:
     return (1,) * len(runs)
 
 
-STEPS: tuple[Callable[[str], Found], ...] = (_entities, _characters, _homoglyphs, _spacing, _leet, _stretching)
+STEPS: tuple[Step, ...] = (_entities, _characters, _homoglyphs, _spacing, _leet, _stretching)
 
 _KINDS = bytes(
     chr(c).isalpha()
     | bool(re.match(f"{_ANY_GAP}|[?]", chr(c))) << 1  # what is not ASCII comes as "?"
     | (chr(c) in "0123456789@$") << 2
     | (chr(c) == "!") << 3
-    | (chr(c) in "&|" or chr(c) in _SINGLES) << 4
+    | (chr(c) == "|") << 4
+    | (chr(c) in _SINGLES) << 5
     for c in range(128)
 ).ljust(256)
-"""Letter, gap, sign, exclamation mark, and what always needs a closer look: one bit each."""
+"""Letter, gap, sign, exclamation mark, bar, and what never stays: one bit each."""
