@@ -112,8 +112,7 @@ class HashedModel:
         found, bounds = distinct(features(texts, self.settings), self._places, len(texts))  # type: ignore[attr-defined]
         sums = np.zeros((len(texts), 1 + len(self.scales)))
         for number, lane in enumerate(lanes):
-            total = np.concatenate((np.zeros(1, np.int64), np.cumsum(lane[found])))
-            rest = total[bounds[1:]] - total[bounds[:-1]]
+            rest = np.add.reduceat(lane.take(found), bounds[:-1])
             for i in range(3 * number, min(3 * number + 3, sums.shape[1])):
                 # the lowest lane with its sign; then it is taken away, and the next one is the lowest
                 low = ((rest + (1 << (LANE - 1))) & ((1 << LANE) - 1)) - (1 << (LANE - 1))
@@ -162,21 +161,31 @@ def load(path: Path) -> HashedModel:
 def distinct(
     kinds: Sequence[tuple[np.ndarray, np.ndarray]], places: np.ndarray, texts: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The places of each text's buckets, each once, text by text; and the bounds of the texts in them.
+    """The places of each text's buckets, each once, in order, text by text; and the bounds of the texts in them.
+
+    Place 0, which stands for all buckets that are left out, is the first of every text.
 
     :param kinds: as :func:`features` gives them.
-    :param places: of each bucket; 0 leaves it out. *Shape:* ``(2 ** bits,)``
+    :param places: of each bucket, at most as many as there are buckets. *Shape:* ``(2 ** bits,)``
     :returns: *Shapes:* ``(found,)``, ``(texts + 1,)``
     """
-    keys = []
+    shift = len(places).bit_length()
+    kind: Any = np.int32 if texts << shift < 2**31 else np.int64
+    first = np.arange(texts + 1, dtype=kind) << shift
+    keys = np.empty(texts + sum(len(buckets) for buckets, _ in kinds), kind)
+    keys[:texts] = first[:-1]
+    end = texts
     for buckets, rows in kinds:
-        place = places[buckets]
-        keys.append((rows[place > 0] << 25) | place[place > 0])
-    joined = np.sort(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
-    once = np.ones(len(joined), bool)
-    once[1:] = joined[1:] != joined[:-1]
-    joined = joined[once]
-    return joined & ((1 << 25) - 1), np.searchsorted(joined, np.arange(texts + 1) << 25)
+        part = keys[end : end + len(buckets)]
+        part[:] = rows
+        part <<= shift
+        part |= places.take(buckets)
+        end += len(buckets)
+    keys.sort()
+    once = np.ones(len(keys), bool)
+    np.not_equal(keys[1:], keys[:-1], out=once[1:])
+    keys = keys[once]
+    return keys & ((1 << shift) - 1), np.searchsorted(keys, first)
 
 
 def features(texts: Sequence[str], settings: HashSettings) -> list[tuple[np.ndarray, np.ndarray]]:

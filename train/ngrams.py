@@ -90,7 +90,8 @@ def fit_ngrams(
 def _matrix(parts: Sequence[tuple[np.ndarray, np.ndarray]], inverse: np.ndarray) -> Any:
     """The comments' features, each comment of length 1. *Shape:* ``(comments, rows)``, sparse, FP32."""
     blocks = []
-    for found, bounds in parts:
+    for every, starts in parts:
+        found, bounds = every[every > 0], starts - np.arange(len(starts))  # place 0 is that of no row
         values = inverse[found - 1]
         squares = np.concatenate(([0.0], np.cumsum(values**2)))
         lengths = np.sqrt(np.maximum(squares[bounds[1:]] - squares[bounds[:-1]], 1e-9))
