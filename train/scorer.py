@@ -59,7 +59,8 @@ class Scorer(ABC):
         return self.activate(self.logits(texts, progress))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        return self.scores(texts)
+        """As :meth:`scores`, with a progress bar."""
+        return self.scores(texts, "scoring")
 
 
 class TransformerScorer(Scorer):
