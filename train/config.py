@@ -31,6 +31,8 @@ class EncoderConfig:
     :param pretrained: a pip package, a hub id or a local folder.
     :param config: values of a transformers configuration; ``model_type`` names the architecture.
     :param max_vocab: size of the vocabulary that an encoder from scratch learns from the training comments.
+    :param embeddings: what an encoder from scratch begins with: ``random``, or ``cooccurrence`` of the training
+        comments' tokens (see :mod:`train.cooccurrence`).
     :param pooling: ``mean`` over the attended tokens, or the state of the first token (``cls``).
     :param dropout: before the head.
     :param encoder_dropout: inside the encoder; ``None`` keeps what its own configuration says.
@@ -42,6 +44,7 @@ class EncoderConfig:
     pretrained: str | None = None
     config: dict[str, Any] | None = None
     max_vocab: int = 30_000
+    embeddings: str = "random"
     pooling: str = "mean"
     dropout: float = 0.1
     encoder_dropout: float | None = None
@@ -55,6 +58,11 @@ class EncoderConfig:
         if self.config is not None and "model_type" not in self.config:
             raise InvalidConfig("encoder.config lacks `model_type`, a transformers architecture such as bert")
         _one_of("encoder.pooling", self.pooling, POOLINGS)
+        _one_of("encoder.embeddings", self.embeddings, ("random", "cooccurrence"))
+        if self.embeddings != "random" and self.pretrained is not None:
+            raise InvalidConfig(
+                f"encoder.embeddings is {self.embeddings}, but {self.pretrained} brings its own: leave it out"
+            )
         _at_least("encoder.max_tokens", self.max_tokens, 2)
         _at_least("encoder.max_vocab", self.max_vocab, 100)
         _at_least("encoder.freeze_layers", self.freeze_layers, 0)

@@ -35,6 +35,7 @@ from train.artifact import (
     write_json,
 )
 from train.config import EncoderConfig, InvalidConfig, Recipe
+from train.cooccurrence import token_vectors
 from train.model import (
     ToxicityClassifier,
     freeze,
@@ -299,6 +300,9 @@ def fit_transformer(
         recipe.data.repeat_positives,
         config.sampler == "balanced",
     )
+    if recipe.encoder.embeddings == "cooccurrence":
+        say("embeddings from the tokens' neighbours")
+        embed_by_neighbours(model, examples.rows or tokenize(model, tokenizer, texts), config.seed)
     scorer = TransformerScorer(model, tokenizer)
     cost = loop.run(
         objective,
@@ -393,6 +397,15 @@ def build(
             if isinstance(module, torch.nn.Dropout):
                 module.p = config.encoder_dropout
     return model, tokenizer
+
+
+def embed_by_neighbours(model: ToxicityClassifier, rows: Sequence[Sequence[int]], seed: int) -> None:
+    """Give tokens that occur in ``rows`` embeddings by their neighbours there, as long as random ones are."""
+    table = model.encoder.get_input_embeddings().weight
+    vectors = torch.from_numpy(token_vectors(rows, table.shape[0], table.shape[1], seed))
+    with torch.no_grad():
+        occurs = vectors.any(dim=1)
+        table[occurs] = vectors[occurs] * table[occurs].norm(dim=1).mean()
 
 
 def learn_tokenizer(texts: Sequence[str], max_vocab: int, model_type: str = "bert") -> PreTrainedTokenizerFast:
