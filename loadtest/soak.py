@@ -26,6 +26,7 @@ from client import ModelInfo, ToxicityError
 from loadtest import corpus, report
 from loadtest.open_loop import Body, Generator, Sent, body
 from loadtest.overload import MAX_GROWTH, MIN_OFFERED, meet, positive
+from loadtest.processes import die_with_parent
 from loadtest.slo import Verdict
 from loadtest.watch import Watch, listener, shared_memory, shared_memory_prefix
 
@@ -137,7 +138,9 @@ def server(repository: Path, timeout_s: float = 180.0) -> Iterator[str]:
     """
     ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
     command = [sys.executable, "-m", "serve", "--repository", str(repository), "--log-level", "error", *ports]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=die_with_parent
+    )
     assert process.stdout is not None
     try:
         address = next((m[1] for line in process.stdout if (m := re.search(r"ready: gRPC (\S+),", line))), None)

@@ -22,6 +22,7 @@ from test_export_queue import bodies
 from loadtest import overload, soak, watch
 from loadtest.open_loop import Body, Generator, Sent
 from loadtest.overload import Plan, Run, judge, main, table
+from loadtest.processes import tree
 from loadtest.responder import Responder
 from loadtest.slo import Sample
 from serve.server import TritonServer
@@ -104,6 +105,24 @@ def test_a_soak_leaves_nothing_behind(
     assert result["load"]["statuses"] == {"OK": result["load"]["requests"]}
     assert result["shared_memory_bytes"][0] > 0 and result["shared_memory_left"] == {}
     assert len(result["memory"]) > 20 and len(result["memory"][-1]["processes"]) == 3
+
+
+@pytest.mark.triton
+def test_the_server_of_a_soak_that_is_killed_ends_too(slow_repository: Path) -> None:
+    command = [sys.executable, "-m", "loadtest.soak", "--minutes", "5", "--repository", str(slow_repository)]
+    soaking = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        until = time.monotonic() + 60
+        while len(started := tree(soaking.pid)) < 4 and time.monotonic() < until:  # itself, serve, Triton, a model
+            time.sleep(0.1)
+        assert len(started) >= 4
+    finally:
+        soaking.kill()
+        soaking.wait()
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
 # --- without a server
