@@ -147,10 +147,9 @@ class Generator:
 
         async def user(number: int) -> None:
             while (now_s := time.perf_counter()) < phase.start_s + seconds:
-                answered = asyncio.get_running_loop().create_future()
-                self._send(next(bodies), now_s, number, phase, lambda: answered.set_result(None))  # noqa: B023
-                await answered
-                if phase.samples[-1].error is not None:
+                answered: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+                self._send(next(bodies), now_s, number, phase, answered.set_result)
+                if await answered is not None:
                     await asyncio.sleep(0.02)  # who was refused does not ask again at once
 
         await asyncio.gather(*(user(number) for number in range(users)))
@@ -168,7 +167,7 @@ class Generator:
         phases, number, answered = [], 0, 0
         start_s = time.perf_counter()
 
-        def done() -> None:
+        def done(error: str | None) -> None:
             nonlocal answered
             answered += 1
 
@@ -191,7 +190,7 @@ class Generator:
             await asyncio.sleep(0.02)
         return [phase.sent() for phase in phases]
 
-    def _send(self, body: Body, due_s: float, number: int, phase: _Phase, done: Callable[[], None]) -> None:
+    def _send(self, body: Body, due_s: float, number: int, phase: _Phase, done: Callable[[str | None], object]) -> None:
         phase.late += time.perf_counter() - due_s > LATE_S
         connection, pause_s = self._wires[number % len(self._wires)], 0.05
 
@@ -206,7 +205,7 @@ class Generator:
                 pause_s = min(1.0, pause_s * 2)
                 return
             phase.samples.append(Sample(due_s, now_s - due_s, body.comments, error))
-            done()
+            done(error)
 
         connection.ask(body.framed, finish)
 
