@@ -62,13 +62,9 @@ def measure(layout: Layout, rows: Sequence[Sequence[int]], pad_id: int, rounds: 
     :param rows: token ids of comments.
     :returns: what ``export/RESULTS.md`` shows of it.
     """
-    from train.model import load
-
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        encoder = graph.trace(load(layout.folder)[0], folder / "traced.onnx")
-        graph.fuse(folder / "traced.onnx", folder / "fused.onnx", encoder)
-        fused = onnx.load(folder / "fused.onnx")
+        fused = onnx.load(graph.fused_artifact(layout.folder, folder))
         sessions = {}
         for name, form in (("fused", fused), ("not fused", unfuse(fused))):
             whole, small = folder / "whole.onnx", folder / "int8.onnx"

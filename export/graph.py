@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from export import ragged
-from train.model import ToxicityClassifier
+from train.model import ToxicityClassifier, load
 
 OPSET = 17
 
@@ -152,6 +152,17 @@ def fuse(source: Path, target: Path, encoder: Any, allow_unfused: bool = False) 
     if not allow_unfused:
         check_fusion(counts, encoder)
     return counts
+
+
+def fused_artifact(folder: Path, scratch: Path) -> Path:
+    """The fused FP32 graph of an artifact, in ``scratch``.
+
+    :raises FusionFailed: see :func:`fuse`.
+    """
+    traced, fused = scratch / "traced.onnx", scratch / "fused.onnx"
+    encoder = trace(load(folder)[0], traced)
+    fuse(traced, fused, encoder)
+    return fused
 
 
 def check_fusion(counts: dict[str, int], encoder: Any) -> None:

@@ -11,7 +11,6 @@ import onnx
 
 from export import cpu, graph, pipeline, precision, ragged, triton
 from train.artifact import Layout
-from train.model import load
 
 BATCH_TOKENS = 256
 """Rows are run together up to so many tokens; half or twice as many are not faster."""
@@ -24,11 +23,8 @@ def write(folder: Path, name: str, artifact: Layout) -> dict[str, Any]:
 
     :returns: what ``settings.json`` says of the stage, but for its exits.
     """
-    model, _, _ = load(artifact.folder)
     with tempfile.TemporaryDirectory() as scratch:
-        traced, fused, small = (Path(scratch) / f"{step}.onnx" for step in ("traced", "fused", "int8"))
-        encoder = graph.trace(model, traced)
-        graph.fuse(traced, fused, encoder, allow_unfused=False)
+        fused, small = graph.fused_artifact(artifact.folder, Path(scratch)), Path(scratch) / "int8.onnx"
         onnx.save(cpu.unfuse(onnx.load(fused)), fused)
         precision.quantize(fused, small, precision.DYNAMIC)
         whole = ragged.accept_ragged(onnx.load(small), pipeline.pad_token_id(artifact))

@@ -204,7 +204,8 @@ def test_static_ranges_come_from_tuning_comments(artifact: Path, tmp_path: Path)
     more = ("--quantize", "int8", "--method", "static", "--padding-free", "on", *LOOSE)
     assert export(artifact, tmp_path / "r", *more) == 0
     model = onnx.load(tmp_path / "r/toxicity_encoder/1/model.onnx")
-    operators = {node.op_type for node in model.graph.node}
+    branches = [a.g for node in model.graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    operators = {node.op_type for graph in (model.graph, *branches) for node in graph.node}
     assert {"QuantizeLinear", "DequantizeLinear", "MultiHeadAttention"} <= operators
     assert not {"DynamicQuantizeLinear", "MatMulInteger", "Attention"} & operators
     other = tmp_path / "a"

@@ -65,7 +65,7 @@ def test_what_serves_needs_nothing_that_trains(folder: str) -> None:
 def test_weights_are_loaded_only_where_the_graph_is_built() -> None:
     weights = ("train.model", "train.linear")
     users = {f.name for f in (ROOT / "export").rglob("*.py") if any(n.startswith(weights) for n in imports(f))}
-    assert users == {"graph.py", "pipeline.py", "student.py"}
+    assert users == {"graph.py", "pipeline.py"}
 
 
 def test_names_that_would_shadow_others_are_not_taken() -> None:
