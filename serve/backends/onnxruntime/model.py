@@ -207,6 +207,8 @@ class Counters:
         }
         self.metrics: dict[Series, Any] = {}
         self.waiting: dict[Series, float] = {(name, ()): 0.0 for name in self.HELP}
+        for series in self.waiting:  # so that they are there from the start, as zeros
+            self.metric(series)
         self.scores: list[np.ndarray] = []
         self.lock = threading.Lock()
         self.stopped = threading.Event()
