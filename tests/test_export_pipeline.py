@@ -34,6 +34,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def operator_types(model: onnx.ModelProto) -> set[str]:
+    """Of all nodes, those in the branches of an If among them."""
+    branches = [a.g for node in model.graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return {node.op_type for graph in (model.graph, *branches) for node in graph.node}
+
+
 @pytest.mark.parametrize("precision", ["none", "fp16", "int8"])
 def test_every_precision_is_published_and_scores_like_the_artifact(
     artifact: Path, tmp_path: Path, precision: str, capsys: pytest.CaptureFixture[str]
@@ -67,7 +73,7 @@ def test_every_precision_is_published_and_scores_like_the_artifact(
     served = graph.run(session, rows["input_ids"], rows["attention_mask"])
     tolerance = {"none": 1e-5, "fp16": 5e-3, "int8": 0.1}[precision]
     np.testing.assert_allclose(served, sigmoid(predict_logits(model, tokenizer, texts)), atol=tolerance)
-    operators = {node.op_type for node in onnx.load(tmp_path / "r/toxicity_encoder/1/model.onnx").graph.node}
+    operators = operator_types(onnx.load(tmp_path / "r/toxicity_encoder/1/model.onnx"))
     assert bool(operators & {"DynamicQuantizeLinear", "QAttention"}) == (precision == "int8")
     assert "Sigmoid" in operators and operators & {"Attention", "QAttention", "MultiHeadAttention"}
 
@@ -204,8 +210,7 @@ def test_static_ranges_come_from_tuning_comments(artifact: Path, tmp_path: Path)
     more = ("--quantize", "int8", "--method", "static", "--padding-free", "on", *LOOSE)
     assert export(artifact, tmp_path / "r", *more) == 0
     model = onnx.load(tmp_path / "r/toxicity_encoder/1/model.onnx")
-    branches = [a.g for node in model.graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    operators = {node.op_type for graph in (model.graph, *branches) for node in graph.node}
+    operators = operator_types(model)
     assert {"QuantizeLinear", "DequantizeLinear", "MultiHeadAttention"} <= operators
     assert not {"DynamicQuantizeLinear", "MatMulInteger", "Attention"} & operators
     other = tmp_path / "a"

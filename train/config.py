@@ -205,6 +205,8 @@ class TrainConfig:
     :param token_dropout: the share of tokens that training hides behind ``[MASK]``, other ones at every sight of a
         comment: against learning comments by heart, at no cost. Source: Iyyer et al., "Deep unordered composition
         rivals syntactic methods for text classification", 2015 (there the words are left out).
+    :param pretrain_epochs: so many epochs of masked-language pre-training on the training comments come first, with the
+        same batch size, learning rate and schedule (see :mod:`train.pretrain`).
     :param pretokenize: tokenize all comments before the first step instead of on the fly.
     :param save_steps: steps between checkpoints; ``None`` for one an epoch.
     """
@@ -228,6 +230,7 @@ class TrainConfig:
     sampler: str = "shuffle"
     label_smoothing: float = 0.0
     token_dropout: float = 0.0
+    pretrain_epochs: float = 0.0
     pretokenize: bool = True
     save_steps: int | None = None
     save_total_limit: int = 2
@@ -241,6 +244,8 @@ class TrainConfig:
                 _at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("epochs", "learning_rate", "max_grad_norm", "max_class_weight"):
             _above_zero(f"train.{name}", getattr(self, name))
+        if self.pretrain_epochs < 0:
+            raise InvalidConfig(f"train.pretrain_epochs is {self.pretrain_epochs}, must be at least 0")
         if self.head_learning_rate is not None:
             _above_zero("train.head_learning_rate", self.head_learning_rate)
         for name in ("warmup_ratio", "label_smoothing", "token_dropout"):

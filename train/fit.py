@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -34,7 +35,7 @@ from train.artifact import (
     new_folder,
     write_json,
 )
-from train.config import EncoderConfig, InvalidConfig, Recipe
+from train.config import EncoderConfig, InvalidConfig, Recipe, TrainConfig
 from train.cooccurrence import token_vectors
 from train.model import (
     ToxicityClassifier,
@@ -45,6 +46,7 @@ from train.model import (
     tokenize,
 )
 from train.normalizer import normalize_text
+from train.pretrain import MaskedLanguage, Pieces
 from train.scorer import LinearScorer, NgramScorer, Scorer, TransformerScorer, calibrate, write_scored
 from train.scorer import load as load_scorer
 
@@ -303,6 +305,9 @@ def fit_transformer(
     if recipe.encoder.embeddings == "cooccurrence":
         say("embeddings from the tokens' neighbours")
         embed_by_neighbours(model, examples.rows or tokenize(model, tokenizer, texts), config.seed)
+    before = {}
+    if config.pretrain_epochs:
+        before = pretrain(model, tokenizer, examples.rows or tokenize(model, tokenizer, texts), config, run, options)
     scorer = TransformerScorer(model, tokenizer)
     cost = loop.run(
         objective,
@@ -315,7 +320,49 @@ def fit_transformer(
         resume=options.resume,
         mlflow=options.mlflow,
     )
-    return scorer, cost
+    return scorer, cost | before
+
+
+def pretrain(
+    model: ToxicityClassifier,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Sequence[Sequence[int]],
+    config: TrainConfig,
+    run: Path,
+    options: Options,
+) -> dict[str, Any]:
+    """Pre-train the encoder of ``model`` in place; its weights are kept in the run folder, and taken from there.
+
+    :returns: ``pretraining``, what it cost; nothing where an interrupted run had done it already.
+    :raises InvalidConfig: when the tokenizer has no mask token.
+    """
+    weights = run / "pretrained" / "encoder.safetensors"
+    if weights.is_file():
+        model.encoder.load_state_dict(load_file(weights))
+        return {}
+    if tokenizer.mask_token_id is None:
+        raise InvalidConfig(
+            f"train.pretrain_epochs is {config.pretrain_epochs}, but the tokenizer has no mask token: set it to 0"
+        )
+    pieces = Pieces(rows)
+    say(f"pre-training on {len(pieces)} pieces of comments, then training on their labels")
+    cost = loop.run(
+        MaskedLanguage(model, tokenizer.mask_token_id, tokenizer.all_special_ids),
+        pieces,
+        loop.LikeLengths(pieces.lengths, np.zeros(len(pieces), bool), config.batch_size, config.seed),
+        replace(config, epochs=config.pretrain_epochs, patience=None),
+        run / "pretraining",
+        tokenizer.pad_token_id,
+        dict,
+        resume=options.resume,
+        mlflow=options.mlflow,
+    )
+    processes = PartialState()
+    if processes.is_main_process:
+        with new_folder(weights.parent) as folder:
+            save_file(model.encoder.state_dict(), folder / weights.name)
+    processes.wait_for_everyone()
+    return {"pretraining": cost}
 
 
 def open_run(run: Path, recipe: Recipe, sources: Sources, options: Options) -> None:

@@ -26,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from train.config import DistillationConfig, InvalidConfig, TrainConfig
 from train.model import ToxicityClassifier, pad
+from train.pretrain import MaskedLanguage, Pieces
 
 COMPLETE = "complete"
 """A file in every checkpoint folder that was written to its end."""
@@ -220,8 +221,8 @@ class LikeLengths(torch.utils.data.Sampler):
 
 
 def run(
-    objective: Objective,
-    examples: Examples,
+    objective: Objective | MaskedLanguage,
+    examples: Examples | Pieces,
     sampler: LikeLengths,
     config: TrainConfig,
     folder: Path,
@@ -351,10 +352,11 @@ def stopped_early(checkpoint: str | None, patience: int | None) -> Path | None:
     return Path(checkpoint).parent / Path(state["best_model_checkpoint"]).name if counter >= patience else None
 
 
-def optimizer(objective: Objective, config: TrainConfig) -> torch.optim.Optimizer:
+def optimizer(objective: Objective | MaskedLanguage, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW with no weight decay on biases and norms, and a learning rate of its own for what is new."""
     trained = [p for p in objective.model.encoder.parameters() if p.requires_grad]
-    new = [*objective.model.head.parameters(), *(objective.projection.parameters() if objective.projection else ())]
+    encoder = {id(p) for p in objective.model.encoder.parameters()}
+    new = [p for p in objective.parameters() if id(p) not in encoder]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
