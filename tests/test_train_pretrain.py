@@ -35,7 +35,7 @@ def test_it_learns_which_tokens_go_together() -> None:
     update = optimizer(model, config)
     ids, mask = pad([[CLS, *[kind] * 8, SEP] for kind in (10, 20)] * 8, 0)
     losses = []
-    for _ in range(60):
+    for _ in range(120):
         update.zero_grad()
         loss = model(ids, mask)["loss"]
         loss.backward()
