@@ -218,40 +218,36 @@ def outcome(folder: Path) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("reached", ["checkpoint-7", "checkpoint-28", "pretrained"])
+@pytest.mark.parametrize(("checkpoints", "pretrain_epochs"), [(1, 0), (4, 1)])
 def test_a_run_killed_and_resumed_ends_like_an_unbroken_one(
-    tmp_path: Path, comments_csv: Path, tiny_recipe: Path, reached: str
+    tmp_path: Path, comments_csv: Path, tiny_recipe: Path, checkpoints: int, pretrain_epochs: int
 ) -> None:
-    """Killed somewhere behind its first or fourth checkpoint, or when it was pre-trained: at a step, while it
-    evaluates, or while it saves.
-    """
+    """Killed somewhere behind its first or fourth checkpoint: at a step, while it evaluates, or while it saves."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    more = ["--set", "train.pretrain_epochs=1"] if reached == "pretrained" else []
+    more = ["--set", f"train.pretrain_epochs={pretrain_epochs}"]
     code, errors = finish(run(command(whole, comments_csv, tiny_recipe, *more)))
     assert code == 0, errors
 
     victim = run(command(broken, comments_csv, tiny_recipe, *more))
     deadline = time.monotonic() + 200
-    while not (tmp_path / "broken.run" / reached).exists() and time.monotonic() < deadline:
+    while not (tmp_path / f"broken.run/checkpoint-{7 * checkpoints}").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     assert not broken.exists()
 
-    if reached == "checkpoint-7":
-        code, errors = finish(run(command(broken, comments_csv, tiny_recipe)))
+    if checkpoints == 1:
+        code, errors = finish(run(command(broken, comments_csv, tiny_recipe, *more)))
         assert code == 2 and "go on from it with --resume" in errors
         code, errors = finish(run(command(broken, comments_csv, tiny_recipe, "--resume", "--set", "train.seed=5")))
         assert code == 2 and "with another recipe" in errors
     code, errors = finish(run(command(broken, comments_csv, tiny_recipe, *more, "--resume")))
     assert code == 0, errors
     assert outcome(broken) == outcome(whole)
-    if reached == "pretrained":
-        assert "pretraining" in Layout(whole).read_training_info()["throughput"]
-        assert "pretraining" not in Layout(broken).read_training_info()["throughput"]  # not a second time
-    if reached == "checkpoint-28":  # killed while it wrote its first, it had to begin again
-        done = Layout(broken).read_training_info()["throughput"]["comments"]
-        assert done < Layout(whole).read_training_info()["throughput"]["comments"]
+    if checkpoints > 1:  # killed while it wrote its first, it had to begin again
+        cost, resumed = (Layout(folder).read_training_info()["throughput"] for folder in (whole, broken))
+        assert resumed["comments"] < cost["comments"]
+        assert "pretraining" in cost and "pretraining" not in resumed  # not a second time
 
 
 def test_half_written_checkpoints_do_not_count(tmp_path: Path) -> None:
