@@ -76,21 +76,26 @@ class Pool(Generic[C]):
 
         :param avoid: endpoints that this request was sent to before.
         """
+        if len(self.endpoints) > 1:
+            self.look()
         with self._lock:
-            if len(self.endpoints) == 1:
-                endpoint, due = self.endpoints[0], []
-            else:
-                now = time.monotonic()
-                due = [e for e in self.endpoints if not e.up and not e.probing and now >= e.probe_at]
-                for each in due:
-                    each.probing = True
-                endpoint = self._choose(avoid)
+            endpoint = self._choose(avoid) if len(self.endpoints) > 1 else self.endpoints[0]
             lane = self._lane(endpoint)
             endpoint.under_way += 1
             lane.under_way += 1
+        return endpoint, lane
+
+    def look(self) -> None:
+        """Probe the servers that are down, and were not asked for a while."""
+        if all(e.up for e in self.endpoints):
+            return
+        with self._lock:
+            now = time.monotonic()
+            due = [e for e in self.endpoints if not e.up and not e.probing and now >= e.probe_at]
+            for each in due:
+                each.probing = True
         for each in due:
             self._probe(each)
-        return endpoint, lane
 
     def _choose(self, avoid: Collection[Endpoint[C]]) -> Endpoint[C]:
         up = [e for e in self.endpoints if e.up]

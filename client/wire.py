@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -230,12 +231,15 @@ def read_results(response: pb.ModelInferResponse, texts: int, info: ModelInfo, c
             f"{call.endpoint} gave the score {bad}, must lie in [0, 1]",
             "the model on the server is broken: `python -m export.repository rollback`",
         )
-    results = []
     timing = Timing(call.waited_s(), 0.0, call.request_s, call.tries)
-    for row, cut in zip(scores.tolist(), truncated[:, 0].tolist(), strict=True):
-        by_label = dict(zip(info.labels, row, strict=True))
-        flagged = tuple(label for label in info.labels if by_label[label] >= info.thresholds[label])
-        results.append(Result(by_label, flagged, cut, info.name, info.version, call.request_id or "", timing))
+    labels, name, version, request_id = info.labels, info.name, info.version, call.request_id or ""
+    thresholds = np.array([info.thresholds[label] for label in labels])
+    above = scores.astype(np.float64) >= thresholds
+    nothing = (~above.any(axis=1)).tolist()
+    results = []
+    for row, marks, none, cut in zip(scores.tolist(), above.tolist(), nothing, truncated[:, 0].tolist(), strict=True):
+        flagged = () if none else tuple(compress(labels, marks))
+        results.append(Result(dict(zip(labels, row)), flagged, cut, name, version, request_id, timing))  # noqa: B905
     return results
 
 
