@@ -41,9 +41,8 @@ def test_public_names() -> None:
 
 
 def test_the_client_never_loads_torch_or_transformers() -> None:
-    loaded = run(
-        "import sys, client.__main__, client.demo; client.ToxicityClient; client.AsyncToxicityClient; print(*sys.modules)"
-    ).split()
+    clients = "client.ToxicityClient, client.AsyncToxicityClient"
+    loaded = run(f"import sys, client.__main__, client.demo; {clients}; print(*sys.modules)").split()
     assert "tritonclient.grpc" in loaded
     heavy = {"torch", "transformers", "onnx", "onnxruntime", "tokenizers", "train", "export", "serve", "locust"}
     assert heavy.isdisjoint(loaded)
