@@ -28,7 +28,7 @@ FIRST_PROBE_S, LAST_PROBE_S = 0.1, 1.0
 
 @dataclass(eq=False, slots=True)
 class Lane(Generic[C]):
-    """One connection. ``open_s`` is when it was opened, ``under_way`` how many requests wait for its answer."""
+    """One connection; ``under_way`` requests wait for its answer."""
 
     channel: C
     under_way: int = 0

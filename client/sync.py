@@ -257,6 +257,7 @@ class ToxicityClient(BaseClient):
         else:
             for entry, result in zip(batch, results, strict=True):
                 entry.answer(result)
+            for entry in batch:  # by itself: each thread that wakes wants to run at once
                 entry.wake()
 
     @staticmethod

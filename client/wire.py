@@ -41,8 +41,8 @@ CHANNEL_OPTIONS = [
 def channel_options(keepalive_s: float = 0.0, server_name: str | None = None) -> list[tuple[str, Any]]:
     """How gRPC is to keep a connection.
 
-    :param keepalive_s: the pause between two checks of a connection; 0 for none. gRPC checks at most twice between two
-        requests, which every server bears, Triton with its default settings too.
+    :param keepalive_s: the pause between two checks of a connection under a request; 0 for none. gRPC checks at most
+        twice between two requests, so that a server which counts checks, as Triton does, bears it.
     :param server_name: that the server's certificate must hold.
     """
     options: list[tuple[str, Any]] = list(CHANNEL_OPTIONS)

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("batch", "callers", "rounds"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} is {getattr(arguments, name)}, must be at least 1")
-    texts = corpus.read(arguments.corpus) if arguments.corpus else corpus.generate(seed=0)
+    texts = corpus.read(arguments.corpus) if arguments.corpus else corpus.generate(1000, seed=0)
 
     turns: dict[tuple[str, str], list[Turn]] = {(kind, way): [] for kind in ("threads", "asyncio") for way in WAYS}
     with ExitStack() as stack:
