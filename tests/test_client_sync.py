@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import time
@@ -20,6 +21,8 @@ from tritonclient.grpc.service_pb2_grpc import (
 from tritonclient.utils import deserialize_bytes_tensor
 
 from client import (
+    AsyncToxicityClient,
+    ClientClosed,
     InvalidInput,
     InvalidReply,
     ModelNotFound,
@@ -129,9 +132,10 @@ def test_a_list_of_one_gives_a_list_of_one(client: ToxicityClient) -> None:
     assert (result.truncated, result.model, result.model_version) == (False, "toxicity", "1")
 
 
-def test_order_is_kept_over_several_requests(stub: Stub, client: ToxicityClient) -> None:
+def test_order_is_kept_over_several_requests(stub: Stub) -> None:
     texts = [f"{i / 1000:.3f}" for i in range(150)]
-    results = client.classify(texts)
+    with ToxicityClient(stub.grpc_url, in_flight=1) as client:
+        results = client.classify(texts)
     assert [f"{r.scores['toxic']:.3f}" for r in results] == texts
     assert [r.inputs[0].shape[0] for r in stub.requests] == [64, 64, 22]
     assert [results[0].request_id, results[149].request_id] == [stub.requests[0].id, stub.requests[2].id]
@@ -276,7 +280,7 @@ def test_nobody_listens() -> None:
     assert caught.value.waited_s < 5
 
 
-def test_one_deadline_covers_all_requests_of_a_call(stub: Stub, client: ToxicityClient) -> None:
+def test_one_deadline_covers_all_requests_of_a_call(stub: Stub) -> None:
     left: list[float] = []
 
     def slow(request: Any, context: Any) -> None:
@@ -284,9 +288,11 @@ def test_one_deadline_covers_all_requests_of_a_call(stub: Stub, client: Toxicity
         time.sleep(0.3)
 
     stub.fault, stub.max_batch_size = slow, 1
-    start = time.monotonic()
-    with pytest.raises(Timeout, match="did not answer within 0.8 s") as caught:
-        client.classify(["0.5"] * 10, timeout=0.8)
+    with ToxicityClient(stub.grpc_url, in_flight=1) as client:
+        client.info()
+        start = time.monotonic()
+        with pytest.raises(Timeout, match="did not answer within 0.8 s") as caught:
+            client.classify(["0.5"] * 10, timeout=0.8)
     assert 0.7 < caught.value.waited_s <= time.monotonic() - start < 2
     # the server was told what is left each time
     assert 2 <= len(left) <= 3 and left[0] < 0.85
@@ -406,6 +412,51 @@ def test_errors_and_results_survive_a_process_boundary(client: ToxicityClient) -
     assert pickle.loads(pickle.dumps(results)) == results
 
 
+# --- streams
+
+
+def test_a_stream_keeps_the_order_and_reads_no_further_than_it_must(stub: Stub) -> None:
+    stub.max_batch_size = 8
+    read = 0
+
+    def source() -> Iterator[str]:
+        nonlocal read
+        for i in range(500):
+            read += 1
+            yield f"{i / 1000:.3f}"
+
+    with ToxicityClient(stub.grpc_url, in_flight=3) as client:
+        for count, result in enumerate(client.stream(source())):
+            assert f"{result.scores['toxic']:.3f}" == f"{count / 1000:.3f}"
+            assert read <= (count // 8 + 4) * 8
+    assert read == 500
+
+
+def test_a_stream_ends_with_the_first_text_that_cannot_be_sent(client: ToxicityClient) -> None:
+    with pytest.raises(InvalidInput, match="texts is a single str"):
+        client.stream("hello")
+    seen = []
+    with pytest.raises(InvalidInput, match=r"texts\[2\] is a int"):
+        for result in client.stream(["0.1", "0.2", 3, "0.4"]):  # type: ignore[list-item]
+            seen.append(result)
+    assert len(seen) == 2
+    assert list(client.stream([])) == []
+
+
+def test_close_lets_calls_finish_and_refuses_new_ones(stub: Stub) -> None:
+    stub.fault = lambda request, context: time.sleep(0.4)
+    client = ToxicityClient(stub.grpc_url)
+    client.info()
+    with ThreadPoolExecutor(2) as pool:
+        calls = pool.submit(client.classify, ["0.1"]), pool.submit(client.score, "0.1")
+        time.sleep(0.2)
+        client.close()
+        assert calls[0].result()[0].scores == calls[1].result().scores
+    for ask in (lambda: client.score("0.1"), lambda: client.stream(["0.1"]), client.info, client.wait_ready):
+        with pytest.raises(ClientClosed, match="the client is closed: make a new one"):
+            ask()
+
+
 # --- a real server
 
 
@@ -432,3 +483,20 @@ def test_a_real_server_reads_only_the_beginning_of_a_long_text(server: Any) -> N
 def test_a_real_server_has_no_such_model(server: Any) -> None:
     with ToxicityClient(server.grpc_url, model="nope") as client, pytest.raises(ModelNotFound, match="nope"):
         client.classify(["hello"])
+
+
+@pytest.mark.triton
+def test_a_real_server_answers_single_comments_and_streams_of_both_clients(server: Any) -> None:
+    texts = [f"The train leaves at {i} o'clock, you idiot" for i in range(40)]
+    with ToxicityClient(server.grpc_url, timeout=60) as client, ThreadPoolExecutor(20) as pool:
+        expected = [r.scores["toxic"] for r in client.stream(texts)]
+        joined = list(pool.map(client.score, texts))
+    assert [r.scores["toxic"] for r in joined] == pytest.approx(expected, abs=0.05)
+    assert len({r.request_id for r in joined}) < len(texts)
+
+    async def go() -> list[float]:
+        async with AsyncToxicityClient(server.grpc_url, timeout=60, keepalive_s=0.1, compression="gzip") as client:
+            await client.wait_ready(60)
+            return [r.scores["toxic"] for r in await asyncio.gather(*map(client.score, texts))]
+
+    assert asyncio.run(go()) == pytest.approx(expected, abs=0.05)
