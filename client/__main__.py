@@ -8,6 +8,7 @@ import os
 import select
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,9 @@ def main(argv: list[str] | None = None) -> int:
         # whoever read our output has left; keep Python from saying so when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, say
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -133,11 +137,8 @@ def _score(client: ToxicityClient, arguments: argparse.Namespace) -> int:
     if arguments.out:
         return _score_file(arguments, info, scorer, progress)
     if arguments.source:
-        source = open_source(arguments.source, arguments.column)
-        try:
+        with closing(open_source(arguments.source, arguments.column)) as source:
             return print_scores(scorer, source.rows(info.max_batch_size), progress)
-        finally:
-            source.close()
     if arguments.texts == ["-"]:
         chunks = line_chunks(sys.stdin.fileno(), info.max_batch_size, arguments.jsonl, arguments.column)
         return print_scores(scorer, chunks, progress)
@@ -153,7 +154,6 @@ def _score_file(arguments: argparse.Namespace, info: ModelInfo, scorer: Scorer, 
     out: Path = arguments.out
     if out.is_dir() or out.resolve() == arguments.source.resolve():
         raise InvalidFile(f"{out} is {'a folder' if out.is_dir() else 'the input, too'}: give another file to --out")
-    source = open_source(arguments.source, arguments.column, batches=file_format(out)[0] == "parquet")
     job = {
         "input": fingerprint(arguments.source),
         "column": arguments.column,
@@ -161,19 +161,18 @@ def _score_file(arguments: argparse.Namespace, info: ModelInfo, scorer: Scorer, 
         "labels": list(info.labels),
         "policy": scorer.policy and scorer.policy.sha256,
     }
-    partial = Partial(out, open_writer(out, source, info, scorer.policy is not None), job, arguments.restart)
-    try:
-        progress.before = partial.tally.rows
-        if partial.tally.rows:
-            progress.say(f"going on after row {partial.tally.rows:,}, where {partial.path} ends")
-        run(source, scorer, partial, info.max_batch_size, progress)
-    except (ToxicityError, OSError, KeyboardInterrupt):
-        progress.say(f"stopped after row {partial.tally.rows:,}, see {partial.path}: the same command goes on there")
-        raise
-    finally:
-        progress.close()
-        partial.close()
-        source.close()
+    with closing(open_source(arguments.source, arguments.column, file_format(out)[0] == "parquet")) as source:
+        writer = open_writer(out, source, info, scorer.policy is not None)
+        with closing(Partial(out, writer, job, arguments.restart)) as partial:
+            progress.before = partial.tally.rows
+            if partial.tally.rows:
+                progress.say(f"going on after row {partial.tally.rows:,}, where {partial.path} ends")
+            try:
+                run(source, scorer, partial, info.max_batch_size, progress)
+            except (ToxicityError, OSError, KeyboardInterrupt):
+                done = f"stopped after row {partial.tally.rows:,}, see {partial.path}"
+                progress.say(f"{done}: the same command goes on there")
+                raise
     progress.say(f"wrote {out}: {partial.tally}")
     return SOME_BAD if partial.tally.errors else 0
 

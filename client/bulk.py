@@ -218,7 +218,10 @@ class Partial:
 
 def fingerprint(path: Path) -> str:
     """By which an input is known again: its size, its beginning and its end. A copy elsewhere is the same."""
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InvalidFile(f"{path} cannot be read: {error.strerror}") from None
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         digest.update(file.read(SAMPLE_BYTES))

@@ -276,6 +276,13 @@ class CsvSource:
         self.column = column
         self.bytes = _Bytes(path, compressed)
         self.done, self.close = self.bytes.done, self.bytes.close
+        try:
+            self._read_header(delimiter)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_header(self, delimiter: str) -> None:
         # what is not UTF-8 comes as lone surrogates, so that it spoils only the row that it is in
         text = io.TextIOWrapper(self.bytes.file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         csv.field_size_limit(MAX_FIELD_CHARACTERS)
@@ -285,10 +292,10 @@ class CsvSource:
         except (csv.Error, OSError, EOFError, zlib.error) as error:
             raise self.bytes.broken(0, error) from None
         if twice := [name for name in header if header.count(name) > 1]:
-            raise InvalidFile(f"{path} has two columns {twice[0]!r}: rename one of them")
+            raise InvalidFile(f"{self.path} has two columns {twice[0]!r}: rename one of them")
         self.columns = tuple(header)
-        _must_have(path, column, self.columns)
-        self.at = header.index(column)
+        _must_have(self.path, self.column, self.columns)
+        self.at = header.index(self.column)
 
     def kinds(self) -> dict[str, str]:
         return dict.fromkeys(self.columns, "str")
