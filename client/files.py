@@ -391,34 +391,43 @@ class ParquetSource:
             raise InvalidFile(f"{self.path} cannot be read after row {self.number}: {error}") from None
 
     def _chunk(self, batch: Any) -> Chunk:
-        pa, _ = arrow()
-        at = self.columns.index(self.column)
-        column = batch.column(at)
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        # as bytes: Arrow does not check that strings are UTF-8, and Python would refuse the whole column
-        rows, spoilt = [], False
-        for number, raw in enumerate(column.cast(pa.large_binary()).to_pylist(), self.number + 1):
-            if raw is None:
-                rows.append(Row(number, {}, None, f"row {number}: {self.column!r} is null, must be a string"))
-                continue
-            row = text_row(number, raw, self.column)
-            spoilt = spoilt or row.error is not None
-            rows.append(row)
-        if spoilt:
-            texts = pa.array([row.values.get(self.column) for row in rows], pa.string())
-            batch = batch.set_column(at, pa.field(self.column, pa.string()), texts)
-        if self.batches:
-            for row in rows:
-                row.values = {}
-            return Chunk(rows, batch.cast(self.schema) if spoilt else batch)
-        for i, field_ in enumerate(batch.schema):
-            if pa.types.is_timestamp(field_.type):  # Python has no nanoseconds
-                column = batch.column(i).cast(pa.timestamp("us", field_.type.tz), safe=False)
-                batch = batch.set_column(i, field_.name, column)
-        for row, values in zip(rows, batch.to_pylist(), strict=True):
-            row.values = values
-        return Chunk(rows)
+        return arrow_chunk(batch, self.column, self.number + 1, self.batches)
+
+
+def arrow_chunk(batch: Any, column: str, first: int, keep: bool) -> Chunk:
+    """The rows of a RecordBatch.
+
+    :param first: the number of the first row.
+    :param keep: leave the other columns in Arrow; else they become the rows' values.
+    """
+    pa, _ = arrow()
+    at = batch.schema.get_field_index(column)
+    texts = batch.column(at)
+    if pa.types.is_dictionary(texts.type):
+        texts = texts.dictionary_decode()
+    # as bytes: Arrow does not check that strings are UTF-8, and Python would refuse the whole column
+    rows, spoilt = [], False
+    for number, raw in enumerate(texts.cast(pa.large_binary()).to_pylist(), first):
+        if raw is None:
+            rows.append(Row(number, {}, None, f"row {number}: {column!r} is null, must be a string"))
+            continue
+        row = text_row(number, raw, column)
+        spoilt = spoilt or row.error is not None
+        rows.append(row)
+    if spoilt:
+        fixed = pa.array([row.values.get(column) for row in rows], pa.string()).cast(batch.schema.field(at).type)
+        batch = batch.set_column(at, batch.schema.field(at), fixed)
+    if keep:
+        for row in rows:
+            row.values = {}
+        return Chunk(rows, batch)
+    for i, field in enumerate(batch.schema):
+        if pa.types.is_timestamp(field.type):  # Python has no nanoseconds
+            times = batch.column(i).cast(pa.timestamp("us", field.type.tz), safe=False)
+            batch = batch.set_column(i, field.name, times)
+    for row, values in zip(rows, batch.to_pylist(), strict=True):
+        row.values = values
+    return Chunk(rows)
 
 
 def _must_have(path: Path, column: str, columns: Sequence[str]) -> None:
@@ -581,23 +590,43 @@ def _cell(value: Any) -> str:
     return dumps(value) if isinstance(value, (bool, int, float, list, dict)) else str(_plain(value))
 
 
+def arrow_fields(labels: Sequence[str], policy: bool) -> list[Any]:
+    """:func:`result_columns`, with their types."""
+    pa, _ = arrow()
+    types = {"flagged": pa.list_(pa.string()), "truncated": pa.bool_()}
+    types |= {f"score_{label}": pa.float32() for label in labels}
+    return [pa.field(name, types.get(name, pa.string())) for name in result_columns(labels, policy)]
+
+
+def with_results(kept: Any, rows: Sequence[ScoredRow], schema: Any) -> Any:
+    """A RecordBatch of ``schema``: the columns of ``kept``, then those of :func:`arrow_fields`."""
+    pa, _ = arrow()
+    values: list[dict[str, Any]] = []
+    for scored in rows:
+        row: dict[str, Any] = {"error": scored.row.error}
+        if (result := scored.result) is not None:
+            row |= {f"score_{label}": score for label, score in result.scores.items()}
+            row |= {"flagged": list(result.flagged), "truncated": result.truncated}
+            row["model_version"] = result.model_version
+        if scored.decision is not None:
+            row |= {"action": scored.decision.action, "rule": scored.decision.rule}
+        values.append(row)
+    added = pa.RecordBatch.from_pylist(values, pa.schema(list(schema)[kept.num_columns :]))
+    return pa.RecordBatch.from_arrays([*kept.columns, *added.columns], schema=schema)
+
+
 class ParquetWriter:
     """Blocks are Arrow streams, one after the other; at the end they become a Parquet file, a row group at a time."""
 
     def __init__(self, source: Source, kinds: dict[str, str], labels: Sequence[str], policy: bool) -> None:
         pa, _ = arrow()
-        self.labels, self.policy, self.kinds = labels, policy, kinds
+        self.kinds = kinds
         types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
         if isinstance(source, ParquetSource):
-            kept, metadata = list(source.schema), source.schema.metadata
+            self.kept = source.schema
         else:
-            kept, metadata = [pa.field(name, types[kind]) for name, kind in kinds.items()], None
-        added = [pa.field(f"score_{label}", pa.float32()) for label in labels]
-        added += [pa.field("flagged", pa.list_(pa.string())), pa.field("truncated", pa.bool_())]
-        added += [pa.field(name, pa.string()) for name in result_columns(labels, policy)[len(labels) + 2 :]]
-        self.kept = pa.schema(kept)
-        self.added = pa.schema(added)
-        self.schema = pa.schema([*kept, *added], metadata)
+            self.kept = pa.schema([pa.field(name, types[kind]) for name, kind in kinds.items()])
+        self.schema = pa.schema([*self.kept, *arrow_fields(labels, policy)], self.kept.metadata)
 
     def head(self) -> bytes:
         return b""
@@ -608,8 +637,7 @@ class ParquetWriter:
         with pa.ipc.new_stream(sink, self.schema) as stream:
             for chunk in chunks:
                 kept = chunk.batch if chunk.batch is not None else self._kept(chunk.rows)
-                added = pa.RecordBatch.from_pylist(list(map(self._added, chunk.rows)), self.added)
-                stream.write_batch(pa.RecordBatch.from_arrays([*kept.columns, *added.columns], schema=self.schema))
+                stream.write_batch(with_results(kept, chunk.rows, self.schema))
         return bytes(sink.getvalue())
 
     def _kept(self, rows: Sequence[ScoredRow]) -> Any:
@@ -618,16 +646,6 @@ class ParquetWriter:
             {name: _typed(scored.row.values.get(name), kind) for name, kind in self.kinds.items()} for scored in rows
         ]
         return pa.RecordBatch.from_pylist(values, self.kept)
-
-    def _added(self, scored: ScoredRow) -> dict[str, Any]:
-        values: dict[str, Any] = {"error": scored.row.error}
-        if (result := scored.result) is not None:
-            values |= {f"score_{label}": result.scores[label] for label in self.labels}
-            values |= {"flagged": list(result.flagged), "truncated": result.truncated}
-            values["model_version"] = result.model_version
-        if scored.decision is not None:
-            values |= {"action": scored.decision.action, "rule": scored.decision.rule}
-        return values
 
     def finish(self, partial: Path, out: Path) -> None:
         pa, pq = arrow()
