@@ -463,3 +463,15 @@ def test_a_terminal_sees_how_far_it_is(stub: Stub, tmp_path: Path) -> None:
         assert process.wait(60) == 0
     os.close(ours)
     assert "% |#" in seen and " rows, " in seen and "/s, 0:0" in seen
+
+
+def test_readmes_examples_run(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text().partition("<!-- files -->\n```\n")[2].partition("```")[0]
+    commands = [line.removeprefix("python -m client ") for line in readme.splitlines()]
+    assert len(commands) == 4
+    monkeypatch.chdir(tmp_path)
+    write(Path("comments.csv"), [{"id": i, "comment_text": f"0.{i}"} for i in range(9)])
+    write(Path("lines.txt"), comments(9))
+    write(Path("rows.jsonl"), comments(9))
+    for command in commands:
+        assert score(*command.partition(" > ")[0].split()) == 0
