@@ -124,7 +124,7 @@ def connect(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> T
 
 def _score(client: ToxicityClient, arguments: argparse.Namespace) -> int:
     from client.bulk import Progress, Scorer
-    from client.files import Chunk, Row, open_source
+    from client.files import FORMATS, Chunk, Row, open_source
     from client.policy import Policy
 
     policy = Policy.read(arguments.policy) if arguments.policy else None
@@ -142,6 +142,9 @@ def _score(client: ToxicityClient, arguments: argparse.Namespace) -> int:
     if arguments.texts == ["-"]:
         chunks = line_chunks(sys.stdin.fileno(), info.max_batch_size, arguments.jsonl, arguments.column)
         return print_scores(scorer, chunks, progress)
+    for text in arguments.texts:
+        if len(text) < 256 and Path(text).suffix in FORMATS and Path(text).is_file():
+            progress.say(f"note: {text} was scored as a text; --in {text} scores its rows")
     rows = [Row(number, {"text": text}, text) for number, text in enumerate(arguments.texts, 1)]
     size = info.max_batch_size
     return print_scores(scorer, (Chunk(rows[i : i + size]) for i in range(0, len(rows), size)), progress)
@@ -163,10 +166,14 @@ def _score_file(arguments: argparse.Namespace, info: ModelInfo, scorer: Scorer, 
     }
     with closing(open_source(arguments.source, arguments.column, file_format(out)[0] == "parquet")) as source:
         writer = open_writer(out, source, info, scorer.policy is not None)
-        with closing(Partial(out, writer, job, arguments.restart)) as partial:
+        with closing(Partial(out, writer, job, info.version, arguments.restart)) as partial:
             progress.before = partial.tally.rows
             if partial.tally.rows:
                 progress.say(f"going on after row {partial.tally.rows:,}, where {partial.path} ends")
+            if len(partial.versions) > 1:
+                progress.say(
+                    f"note: versions {', '.join(partial.versions)} of the model; each row says which scored it"
+                )
             try:
                 run(source, scorer, partial, info.max_batch_size, progress)
             except (ToxicityError, OSError, KeyboardInterrupt):

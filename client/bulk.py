@@ -145,12 +145,17 @@ class Partial:
     """The unfinished output of a job.
 
     :param job: what must be the same for going on: the input, the options, the labels.
+    :param version: of the model; another one may go on, as each row says which it was.
     :ivar tally: of the rows that are done.
+    :ivar versions: of the model, that scored them.
     :raises InvalidFile: when another process writes it, or it is of another job; when it cannot be written.
     """
 
-    def __init__(self, out: Path, writer: Writer, job: dict[str, Any], restart: bool = False) -> None:
+    def __init__(
+        self, out: Path, writer: Writer, job: dict[str, Any], version: str = "", restart: bool = False
+    ) -> None:
         self.out, self.writer, self.job = out, writer, job
+        self.versions = [version]
         self.path = out.with_name(out.name + ".partial")
         self.record = out.with_name(out.name + ".partial.json")
         self.tally = Tally()
@@ -182,6 +187,7 @@ class Partial:
                 f"{self.job[changed[0]]!r}): go on as it was begun, or drop it with --restart"
             )
         self.tally = Tally(before["rows"], before["errors"], Counter(before["actions"]))
+        self.versions = [version for version in before["versions"] if version != self.versions[0]] + self.versions
         self.file.truncate(before["bytes"])
         self.file.seek(0, os.SEEK_END)
 
@@ -198,7 +204,8 @@ class Partial:
         os.fsync(self.file.fileno())
         for chunk in chunks:
             self.tally.add(chunk)
-        record = {**self.tally.to_dict(), "bytes": os.fstat(self.file.fileno()).st_size, "job": self.job}
+        written = os.fstat(self.file.fileno()).st_size
+        record = {**self.tally.to_dict(), "bytes": written, "versions": self.versions, "job": self.job}
         new = self.record.with_name(self.record.name + ".new")
         with new.open("w", encoding="utf-8") as file:
             json.dump(record, file, indent=2)

@@ -405,6 +405,7 @@ def interrupted(stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     source = write(tmp_path / "in.csv", comments(1000))
     command = ["--in", source, "--out", tmp_path / "out.csv", "--patience", 0, "--policy", "standard"]
     assert score(*command) == 1
+    assert (tmp_path / "out.csv.partial.json").exists()
     stub.fault = lambda request, context: None
     stub.requests.clear()
     return command
@@ -421,6 +422,40 @@ def test_a_lost_server_leaves_what_it_gave(
     assert asked(stub) == [row["text"] for row in comments(1000)[done:]]
     assert "1,000 rows, 1,000 allow" in capsys.readouterr().err  # with those of the first run
     assert [row["toxic"] for row in read(tmp_path / "out.csv")] == [row["text"] for row in comments(1000)]
+
+
+def test_another_version_of_the_model_goes_on_and_is_named(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = interrupted(stub, tmp_path, monkeypatch)
+    done = json.loads((tmp_path / "out.csv.partial.json").read_text())["rows"]
+    monkeypatch.setattr(stub, "version", "2")
+    assert score(*command) == 0
+    assert "note: versions 1, 2 of the model" in capsys.readouterr().err
+    assert [row["model_version"] for row in read(tmp_path / "out.csv")] == ["1"] * done + ["2"] * (1000 - done)
+
+
+def test_ctrl_c_does_not_wait_for_the_server(stub: Stub, tmp_path: Path) -> None:
+    source, answer, asked_once = write(tmp_path / "in.csv", comments(500)), threading.Event(), threading.Event()
+
+    def fault(request: Any, context: Any) -> None:
+        asked_once.set()
+        answer.wait(60)
+
+    stub.fault = fault
+    command = [sys.executable, "-m", "client", "--in", str(source), "--out", str(tmp_path / "out.csv")]
+    with subprocess.Popen(
+        [*command, "--timeout", "60"], cwd=ROOT, env=os.environ | {"TRITOX_URL": stub.grpc_url}, stderr=subprocess.PIPE
+    ) as process:
+        assert asked_once.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=40)
+    assert not answer.is_set()
+    answer.set()
+    assert process.returncode == 130
+    assert said.decode().splitlines() == [
+        f"stopped after row 0, see {tmp_path / 'out.csv.partial'}: the same command goes on there"
+    ]
 
 
 @pytest.mark.parametrize(

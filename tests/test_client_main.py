@@ -118,6 +118,13 @@ def test_a_policy_adds_the_action_and_its_rule(stub: Stub) -> None:  # noqa: F81
     ]
 
 
+def test_a_file_given_as_a_text_is_noted(stub: Stub, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "a.csv").write_text("text\n")
+    done = run("client", str(tmp_path / "a.csv"), "--url", stub.grpc_url)
+    assert (done.returncode, len(rows(done))) == (0, 1)
+    assert done.stderr == f"note: {tmp_path}/a.csv was scored as a text; --in {tmp_path}/a.csv scores its rows\n"
+
+
 def test_a_policy_for_another_model_is_refused(stub: Stub, tmp_path: Path) -> None:  # noqa: F811
     policy = tmp_path / "p.yaml"
     policy.write_text("rules: [{block: {spam: 0.5}}]")
