@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def stub() -> Iterator[Stub]:
     server.stop(None).wait()
 
 
+AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     from ray.cluster_utils import Cluster
@@ -40,7 +52,9 @@ def cluster() -> Iterator[str]:
     cluster = Cluster()
     try:
         for _ in range(2):
-            cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
+            # a node whose agents find ports of their own dies where they take more than 15 s to start
+            ports = dict(zip(AGENT_PORTS, free_ports(len(AGENT_PORTS)), strict=True))
+            cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, **ports)
         cluster.wait_for_nodes()
         ray.init(cluster.address, log_to_driver=False)
         yield cluster.address
