@@ -33,6 +33,8 @@ from client import bulk, files
 from client.bulk import Scorer
 from client.errors import InvalidInput, ServerUnavailable
 from client.files import Chunk, InvalidFile, Row, file_format, open_source
+from client.policy import Policy
+from client.ray_data import Scores
 from client.results import Result
 
 SCORES = [f"score_{label}" for label in LABELS]
@@ -267,6 +269,21 @@ def test_an_empty_file_gives_an_empty_file(stub: Stub, tmp_path: Path) -> None:
     for out in OUTPUTS:
         assert score("--in", tmp_path / "in.csv", "--out", tmp_path / out) == 0
         assert read(tmp_path / out) == []
+
+
+def test_what_a_ray_worker_does_to_a_table(stub: Stub) -> None:
+    """The cluster itself is in test_client_ray_data.py, which needs Ray."""
+    worker = Scores(stub.grpc_url, "toxicity", "text", Policy.read("standard"), 2, 10.0, 10.0)
+    texts = [f"{i / 1000:.4f}".encode() for i in range(200)]
+    table = pa.table({"id": range(200), "text": pa.array([*texts[:7], None, b"caf\xe9", *texts[9:]], pa.binary())})
+    scored = worker(table)
+    assert scored.column_names == ["id", "text", *files.result_columns(LABELS, policy=True)]
+    assert scored["id"].to_pylist() == list(range(200))
+    bad = [(row["id"], row["error"][:20]) for row in scored.to_pylist() if row["error"]]
+    assert bad == [(7, "'text' is null, must"), (8, "is not UTF-8: byte 0")]  # the row's number is not known there
+    assert [f"{score:.4f}" for score in scored["score_toxic"].to_pylist()[9:]] == [text.decode() for text in texts[9:]]
+    assert scored["action"].to_pylist()[9:] == ["allow"] * 91 + ["review"] * 100
+    worker.client.close()
 
 
 # --- several requests in flight
