@@ -53,7 +53,7 @@ class Histogram:
         self.highest = max(self.highest, other.highest)
 
     def percentile(self, share: float) -> float | None:
-        """The nearest rank, as :func:`loadtest.slo.percentile`, within ``error``; ``None`` where there are no values."""
+        """The nearest rank, as :func:`loadtest.slo.percentile`, within ``error``; ``None`` where nothing was added."""
         if not self.count:
             return None
         rank = max(1, math.ceil(share * self.count))

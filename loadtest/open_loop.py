@@ -13,7 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
 
@@ -21,6 +21,7 @@ import grpc
 
 from client import wire
 from loadtest.connections import ConnectionFailed, GrpcConnection, framed
+from loadtest.histogram import Histogram
 from loadtest.processes import stolen_s
 from loadtest.slo import Sample, percentile
 
@@ -65,6 +66,8 @@ class Sent:
     :param cpu: of this process, in cores.
     :param stolen: cores that the machine's host gave to others.
     :param details: a text of each status that was seen.
+    :param due: requests that the schedule held. :param left: of these, those that left before the phase was over.
+    :param lateness_ms: how much later than they were due they left.
     """
 
     samples: list[Sample]
@@ -74,6 +77,9 @@ class Sent:
     cpu: float
     stolen: float
     details: dict[str, str]
+    due: int = 0
+    left: int = 0
+    lateness_ms: Histogram = field(default_factory=Histogram)
 
     @property
     def statuses(self) -> dict[str, int]:
@@ -119,20 +125,31 @@ Finish = Callable[[str | None, str], None]
 
 
 class Generator:
-    """Several connections to one server, as an async context manager.
+    """Several connections to one server, as an async context manager; or to each of several, which take turns.
 
     :param timeout_s: how long an answer is waited for.
     :param patience_s: a refused request is sent again, a little later each time, for so long; 0 gives up at once.
+    :param record: is given each sample, instead of the phase: for runs whose samples would fill the memory.
     """
 
-    def __init__(self, url: str, *, channels: int = 4, timeout_s: float = 10.0, patience_s: float = 0.0) -> None:
-        self.url, self.channels, self.timeout_s, self.patience_s = url, channels, timeout_s, patience_s
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        *,
+        channels: int = 4,
+        timeout_s: float = 10.0,
+        patience_s: float = 0.0,
+        record: Callable[[Sample], None] | None = None,
+    ) -> None:
+        self.urls = [url] if isinstance(url, str) else list(url)
+        self.channels, self.timeout_s, self.patience_s, self.record = channels, timeout_s, patience_s, record
         self.again = 0
         self._wires: list[_Wire] = []
 
     async def __aenter__(self) -> Generator:
-        host, _, port = self.url.rpartition(":")
-        self._wires = [_Wire(host.strip("[]"), int(port), self.timeout_s) for _ in range(self.channels)]
+        for url in self.urls * self.channels:
+            host, _, port = url.rpartition(":")
+            self._wires.append(_Wire(host.strip("[]"), int(port), self.timeout_s))
         return self
 
     async def __aexit__(
@@ -191,7 +208,7 @@ class Generator:
         return [phase.sent() for phase in phases]
 
     def _send(self, body: Body, due_s: float, number: int, phase: _Phase, done: Callable[[str | None], object]) -> None:
-        phase.late += time.perf_counter() - due_s > LATE_S
+        phase.leave(due_s)
         connection, pause_s = self._wires[number % len(self._wires)], 0.05
 
         def finish(error: str | None, detail: str) -> None:
@@ -204,7 +221,7 @@ class Generator:
                 asyncio.get_running_loop().call_later(pause_s, connection.ask, body.framed, finish)
                 pause_s = min(1.0, pause_s * 2)
                 return
-            phase.samples.append(Sample(due_s, now_s - due_s, body.comments, error))
+            (self.record or phase.samples.append)(Sample(due_s, now_s - due_s, body.comments, error))
             done(error)
 
         connection.ask(body.framed, finish)
@@ -292,10 +309,18 @@ class _Phase:
     def __init__(self, start_s: float, seconds: float) -> None:
         self.samples: list[Sample] = []
         self.details: dict[str, str] = {}
-        self.late = 0
+        self.late = self.due = self.left = 0
+        self.lateness_ms = Histogram()
         self.start_s, self.seconds = start_s, seconds
         self._before = time.process_time(), stolen_s()
         self.cpu = self.stolen = 0.0
+
+    def leave(self, due_s: float) -> None:
+        now_s = time.perf_counter()
+        self.due += 1
+        self.late += now_s - due_s > LATE_S
+        self.left += now_s <= self.start_s + self.seconds
+        self.lateness_ms.add(1000 * (now_s - due_s))
 
     def end(self) -> None:
         passed_s = time.perf_counter() - self.start_s
@@ -305,4 +330,15 @@ class _Phase:
         )
 
     def sent(self) -> Sent:
-        return Sent(self.samples, self.start_s, self.seconds, self.late, self.cpu, self.stolen, self.details)
+        return Sent(
+            self.samples,
+            self.start_s,
+            self.seconds,
+            self.late,
+            self.cpu,
+            self.stolen,
+            self.details,
+            self.due,
+            self.left,
+            self.lateness_ms,
+        )
