@@ -66,7 +66,8 @@ class Sent:
     :param cpu: of this process, in cores.
     :param stolen: cores that the machine's host gave to others.
     :param details: a text of each status that was seen.
-    :param due: requests that the schedule held. :param left: of these, those that left before the phase was over.
+    :param due: requests that the schedule held. :param left: of these, those that left before the whole schedule was
+        over, or not ``LATE_S`` after that.
     :param lateness_ms: how much later than they were due they left.
     """
 
@@ -174,22 +175,29 @@ class Generator:
         return phase.sent()
 
     async def open(
-        self, bodies: Iterator[Body], schedule: Sequence[tuple[float, float]], rng: random.Random
+        self,
+        bodies: Iterator[Body],
+        schedule: Sequence[tuple[float, float]],
+        rng: random.Random,
+        start_s: float | None = None,
     ) -> list[Sent]:
         """Requests at random moments (Poisson), whatever the answers.
 
         :param schedule: phases, one right behind the other, as requests a second and seconds.
+        :param start_s: of the first, on ``time.perf_counter``'s clock; by default now.
         :returns: each phase, with the requests that were due in it.
         """
         phases, number, answered = [], 0, 0
-        start_s = time.perf_counter()
+        if start_s is None:
+            start_s = time.perf_counter()
+        end_s = start_s + sum(seconds for _, seconds in schedule)
 
         def done(error: str | None) -> None:
             nonlocal answered
             answered += 1
 
         for rate, seconds in schedule:
-            phase = _Phase(start_s, seconds)
+            phase = _Phase(start_s, seconds, end_s)
             phases.append(phase)
             start_s += seconds
             due_s = phase.start_s + rng.expovariate(rate)
@@ -306,12 +314,13 @@ class _Wire:
 
 
 class _Phase:
-    def __init__(self, start_s: float, seconds: float) -> None:
+    def __init__(self, start_s: float, seconds: float, end_s: float | None = None) -> None:
         self.samples: list[Sample] = []
         self.details: dict[str, str] = {}
         self.late = self.due = self.left = 0
         self.lateness_ms = Histogram()
         self.start_s, self.seconds = start_s, seconds
+        self.end_s = start_s + seconds if end_s is None else end_s
         self._before = time.process_time(), stolen_s()
         self.cpu = self.stolen = 0.0
 
@@ -319,7 +328,7 @@ class _Phase:
         now_s = time.perf_counter()
         self.due += 1
         self.late += now_s - due_s > LATE_S
-        self.left += now_s <= self.start_s + self.seconds
+        self.left += now_s <= self.end_s + LATE_S
         self.lateness_ms.add(1000 * (now_s - due_s))
 
     def end(self) -> None:

@@ -5,9 +5,14 @@ A mix changes what the comments are, not when they come: see :mod:`loadtest.shap
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
+
+from loadtest import corpus
 
 LANGUAGES = {
     "es": "que de no la es un por qué eres muy idiota gracias pero todo esto nunca nadie mejor",
@@ -114,6 +119,63 @@ def sizes(traffic: str, batch: int, seed: int | str, most: int = 64) -> Iterator
             yield min(most, rng.choices(list(SIZES), list(SIZES.values()))[0])
         else:
             yield 1 if traffic == "single" else batch
+
+
+def requests(texts: Sequence[str], arguments: argparse.Namespace, count: int, most: int) -> list[list[str]]:
+    """The comments of so many requests, as the options of :func:`add_options` say.
+
+    :param most: comments that a request may hold.
+    :raises ValueError: when ``--batch`` is more.
+    """
+    if arguments.traffic == "batch" and arguments.batch > most:
+        raise ValueError(f"--batch is {arguments.batch}, the model takes at most {most}")
+    stream = comments(texts, parse_mix(arguments.mix), arguments.seed)
+    counts = sizes(arguments.traffic, arguments.batch, arguments.seed, most)
+    return [list(itertools.islice(stream, size)) for size in itertools.islice(counts, count)]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What to send, for a command."""
+    parser.add_argument("--traffic", choices=TRAFFIC, default="batch", help="one comment a request, --batch, or both")
+    parser.add_argument("--batch", type=whole, default=1, help="comments in each request")
+    parser.add_argument("--corpus", type=Path, help="text file, a comment a line, or CSV; by default made-up comments")
+    parser.add_argument(
+        "--mix",
+        type=_mix,
+        default="plain",
+        help=f"{' or '.join(MIXES)}, or shares of repeats, foreign, attacks such as foreign=0.3,attacks=0.1",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is made up, and of the moments of sending")
+
+
+def read_texts(arguments: argparse.Namespace) -> list[str]:
+    """:raises InvalidCorpus: see :func:`loadtest.corpus.read`."""
+    return corpus.read(arguments.corpus) if arguments.corpus else corpus.generate(seed=arguments.seed)
+
+
+def described(arguments: argparse.Namespace) -> dict[str, object]:
+    """What was sent, for a result file."""
+    return {
+        "traffic": arguments.traffic,
+        "batch": arguments.batch,
+        "corpus": str(arguments.corpus or f"generated, seed {arguments.seed}"),
+        "mix": arguments.mix,
+    }
+
+
+def whole(text: str) -> int:
+    """For argparse: a number of things."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _mix(text: str) -> str:
+    try:
+        parse_mix(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _foreign(rng: random.Random) -> str:
