@@ -39,7 +39,10 @@ def main(argv: list[str] | None = None) -> int:
         options = worker_options(f"127.0.0.1:{arguments.port}")
         for _ in range(arguments.workers):
             command = [sys.executable, "-m", "locust", *options]
-            subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
+            # not in this session, so that Ctrl-C reaches the master alone, which ends them in good order
+            subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent
+            )
     # This process becomes Locust, so that Ctrl-C and other signals end the run as Locust does, with a verdict
     options = worker_options(arguments.worker) if arguments.worker else locust_options(arguments)
     os.execve(sys.executable, [sys.executable, "-m", "locust", *options], environment)
@@ -111,10 +114,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
         if code:
             return code
         result, seen = json.loads(out.read_text(encoding="utf-8")), responder.seen
-    told = (
-        result["measured"]["requests"],
-        round(result["measured"]["comments_per_s"] * result["measured"]["duration_s"]),
-    )
+    told = result["measured"]["requests"], result["comments"]
     print(f"{'':<12}{'requests':>12}{'comments':>12}")
     for name, counts in ((f"{result['workers']} workers", told), ("stub server", seen)):
         print(f"{name:<12}{counts[0]:>12}{counts[1]:>12}")
