@@ -35,8 +35,10 @@ from loadtest.slo import Measured, Slo, Verdict, judge, read_slo
 from serve.server import ServeError, TritonServer
 
 MOST_PROBES, MOST_STEPS_DOWN = 24, 6
-LOWEST_RATE = 0.2
+LOWEST_RATE = 1.0
 """Requests a second: below this a server is taken to meet its objectives at no rate."""
+MIN_REQUESTS = 100
+"""That a rate is tried with: a slow server is watched for longer."""
 MIN_ANSWERED = 0.9
 """Of what was due, answered before the end: less, and a queue grows."""
 GUESS_USERS, GUESS_S, GUESS_SHARE = 32, 2.0, 0.7
@@ -253,7 +255,8 @@ def measure(crew: Crew, urls: Sequence[str], slo: Slo, arguments: argparse.Names
     """The capacity of these servers together."""
 
     def probe(rate: float, times: float = 1.0) -> Probe:
-        outcome = crew.run(urls, [(rate, times * arguments.seconds)], arguments.settle)
+        seconds = times * max(arguments.seconds, MIN_REQUESTS / rate)
+        outcome = crew.run(urls, [(rate, seconds)], arguments.settle)
         found = Probe.of(rate, outcome, slo)
         sys.stderr.write(f"{found.line()}\n")
         return found
@@ -285,7 +288,7 @@ def table(found: Sequence[Found], made: Plan | None, comments: float) -> str:
     ]
     if made.replicas > found[-1].replicas:
         lines.append(
-            f"how {made.replicas} replicas scale is taken from {found[-1].replicas}: measure more, with a --url for each"
+            f"how {made.replicas} replicas scale is taken from {found[-1].replicas}: measure more, each with a --url"
         )
     if made.per_million_comments is None:
         lines.append("no cost: give your prices with --prices, or --core-hour and --gpu-hour")
@@ -347,8 +350,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         slo, prices = check(arguments)
-        for file in filter(None, (arguments.json, arguments.html)):
-            file.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the run
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the run
         texts = traffic.read_texts(arguments)
         with contextlib.ExitStack() as stack:
             urls = arguments.url or [None]

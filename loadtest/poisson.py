@@ -280,7 +280,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=positive, default=10.0, help="seconds that a request may take")
     parser.add_argument("--slo", type=Path, default=DEFAULT_PATH, help="YAML file of objectives")
     parser.add_argument("--json", type=Path, help="file to write the result to")
-    parser.add_argument("--html", type=Path, help="file to write the report to")
     traffic.add_options(parser)
 
 
@@ -296,6 +295,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seconds", type=positive, default=30.0)
     p.add_argument("--shape", choices=SHAPES, default="steady", help="how the rate changes")
     p.add_argument("--warmup", type=positive, default=2.0, help="seconds before anything is measured")
+    p.add_argument("--html", type=Path, help="file to write the report to")
     add_options(p)
     return p
 
