@@ -57,8 +57,8 @@ class Histogram:
         if not self.count:
             return None
         rank = max(1, math.ceil(share * self.count))
-        if rank == self.count:
-            return self.highest
+        if rank in (1, self.count):  # these are known
+            return self.lowest if rank == 1 else self.highest
         for bucket in sorted(self._buckets):
             rank -= self._buckets[bucket]
             if rank <= 0:

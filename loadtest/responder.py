@@ -153,6 +153,7 @@ def _serve(pipe: Pipe, settings: Settings, port: int, seen: Any) -> None:
                     talk = _Grpc(settings.body, reply)
                 peers[peer.fileno()] = peer, talk
                 poll.register(peer.fileno(), select.EPOLLIN)
+                peer.sendall(talk.greeting)
                 continue
             peer, talk = peers[number]
             try:
@@ -196,6 +197,9 @@ class _Grpc:
     def __init__(self, body: bytes, reply: Reply | None) -> None:
         self.rest = b""
         self.greeted = False
+        settings = struct.pack(">HIHI", INITIAL_WINDOW_SIZE, MAX_WINDOW, MAX_FRAME_SIZE, 2**24 - 1)
+        more = struct.pack(">I", MAX_WINDOW - 65535)
+        self.greeting = _frame(SETTINGS, 0, 0, settings) + _frame(WINDOW_UPDATE, 0, 0, more)
         self.reply = reply
         self.headers = Headers()
         self.paths: dict[int, bytes] = {}  # by stream, as the messages that are not whole yet
@@ -212,11 +216,6 @@ class _Grpc:
                 self.rest = buffer
                 return b"", []
             self.greeted, at = True, PREFACE_BYTES
-            settings = struct.pack(">HIHI", INITIAL_WINDOW_SIZE, MAX_WINDOW, MAX_FRAME_SIZE, 2**24 - 1)
-            out += [
-                _frame(SETTINGS, 0, 0, settings),
-                _frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", MAX_WINDOW - 65535)),
-            ]
         while len(buffer) - at >= 9:
             high, low, kind, flags, stream = FRAME.unpack_from(buffer, at)
             stop = at + 9 + (high << 8 | low)
@@ -313,6 +312,8 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 class _Http:
+    greeting = b""
+
     def __init__(self, body: bytes) -> None:
         self.rest = b""
         self.reply = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body

@@ -56,6 +56,7 @@ def test_the_stub_answers_a_real_client_and_counts() -> None:
 
 def test_the_stub_takes_its_time() -> None:
     with Responder("model", service_s=0.05, parallel=2) as stub, ToxicityClient(stub.url) as client:
+        client.wait_ready(30)
         client.info()
         start = time.perf_counter()
         for _ in range(4):
