@@ -54,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run Locust and judge the result",
-        description="Exits with 0 when all objectives are met, 1 when one is missed, 2 when the test could not run.",
+        description="Exits with 0 when all objectives are met, 1 when one is missed, 2 when the test could not run, 3 "
+        "when it does not count (INVALID): a worker was lost.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     run.add_argument("--url", help="host:port of the server's gRPC port; by default $TRITOX_URL, else 127.0.0.1:8001")

@@ -12,7 +12,8 @@ rate, :mod:`loadtest.poisson` finds out.
 With ``--master`` and ``--worker`` the load comes from several processes. The master tells the workers what to send,
 adds up what they saw, and judges; a run in which a worker was lost does not count.
 
-The process exits with 0 when all objectives are met, 1 when one is missed, 2 when the test could not run.
+The process exits with 0 when all objectives are met, 1 when one is missed, 2 when the test could not run, 3 when it
+does not count (INVALID).
 """
 
 # locust has no types
@@ -295,7 +296,7 @@ def verdict(environment: Any, **_: Any) -> None:
         report.write_json(Path(options.result), found)
     if options.report:
         report.write_text(Path(options.report), page.page(found))
-    environment.process_exit_code = 0 if found["slo_met"] else 1
+    environment.process_exit_code = 3 if not found["valid"] else 0 if found["slo_met"] else 1
 
 
 @events.quit.add_listener
