@@ -146,9 +146,9 @@ def test_the_known_capacity_of_a_stub_is_found(tmp_path: Path, capsys: pytest.Ca
     slo, out = tmp_path / "slo.yaml", tmp_path / "x.json"
     slo.write_text("p99_ms: 120\nmax_error_rate: 0\nmin_requests_per_s: 1000000\n")
     with Responder("model", service_s=4 / known, parallel=4) as stub:
-        options = ["--url", stub.url, "--slo", str(slo), "--seconds", "2", "--settle", "0.4", "--json", str(out)]
+        options = ["--url", stub.url, "--slo", str(slo), "--seconds", "1.5", "--settle", "0.3", "--json", str(out)]
         for _ in range(ATTEMPTS):
-            code = capacity.main([*options, "--start-rate", "300", "--precision", "0.07", "--target", "5000"])
+            code = capacity.main([*options, "--start-rate", "400", "--precision", "0.1", "--target", "5000"])
             said, result = capsys.readouterr().out, json.loads(out.read_text())
             (found,) = result["capacity"]
             if code == 0 and found["requests_per_s"] >= 0.9 * known:

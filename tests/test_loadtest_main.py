@@ -166,7 +166,7 @@ def test_eight_workers_add_up_to_what_the_stub_saw() -> None:
 def test_a_run_that_lost_a_worker_does_not_count(slo: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.json"
     with Responder("model", service_s=0.02, parallel=8) as responder:
-        options = ["--workers", "2", "--users", "4", "--duration", "5s", "--slo", str(slo), "--json", str(out)]
+        options = ["--workers", "2", "--users", "4", "--duration", "3s", "--slo", str(slo), "--json", str(out)]
         command = [sys.executable, "-m", "loadtest", "run", "--url", responder.url, *options]
         master = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         until = time.monotonic() + 60

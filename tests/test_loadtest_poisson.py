@@ -183,7 +183,7 @@ def test_a_stall_shows_in_the_open_loop_and_not_in_the_closed_one(
 ) -> None:
     out = tmp_path / "x.json"
     for _ in range(ATTEMPTS):
-        code = stall.main(["--seconds", "4", "--rate", "200", "--json", str(out)])
+        code = stall.main(["--seconds", "3", "--rate", "200", "--json", str(out)])
         said, result = capsys.readouterr().out, json.loads(out.read_text())
         if code == 0:
             break
