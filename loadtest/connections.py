@@ -289,11 +289,11 @@ def _fields(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     while at < len(block):
         first = block[at]
         if first & 0x80:
-            _, at = _integer(block, at, 7)
+            _, at = integer(block, at, 7)
         elif first & 0xE0 == 0x20:  # a new size for the memory
-            _, at = _integer(block, at, 5)
+            _, at = integer(block, at, 5)
         else:
-            index, at = _integer(block, at, 6 if first & 0x40 else 4)
+            index, at = integer(block, at, 6 if first & 0x40 else 4)
             name = b""
             if not index:
                 name, at = _text(block, at)
@@ -302,11 +302,11 @@ def _fields(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _text(block: bytes, at: int) -> tuple[bytes, int]:
-    length, at = _integer(block, at, 7)
+    length, at = integer(block, at, 7)
     return block[at : at + length], at + length
 
 
-def _integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
+def integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
     value, at = block[at] & (1 << bits) - 1, at + 1
     if value < (1 << bits) - 1:
         return value, at

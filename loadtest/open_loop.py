@@ -13,7 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
 
@@ -21,6 +21,7 @@ import grpc
 
 from client import wire
 from loadtest.connections import ConnectionFailed, GrpcConnection, framed
+from loadtest.histogram import Histogram
 from loadtest.processes import stolen_s
 from loadtest.slo import Sample, percentile
 
@@ -65,6 +66,9 @@ class Sent:
     :param cpu: of this process, in cores.
     :param stolen: cores that the machine's host gave to others.
     :param details: a text of each status that was seen.
+    :param due: requests that the schedule held. :param left: of these, those that left before the whole schedule was
+        over, or not ``LATE_S`` after that.
+    :param lateness_ms: how much later than they were due they left.
     """
 
     samples: list[Sample]
@@ -74,6 +78,9 @@ class Sent:
     cpu: float
     stolen: float
     details: dict[str, str]
+    due: int = 0
+    left: int = 0
+    lateness_ms: Histogram = field(default_factory=Histogram)
 
     @property
     def statuses(self) -> dict[str, int]:
@@ -119,20 +126,31 @@ Finish = Callable[[str | None, str], None]
 
 
 class Generator:
-    """Several connections to one server, as an async context manager.
+    """Several connections to one server, as an async context manager; or to each of several, which take turns.
 
     :param timeout_s: how long an answer is waited for.
     :param patience_s: a refused request is sent again, a little later each time, for so long; 0 gives up at once.
+    :param record: is given each sample, instead of the phase: for runs whose samples would fill the memory.
     """
 
-    def __init__(self, url: str, *, channels: int = 4, timeout_s: float = 10.0, patience_s: float = 0.0) -> None:
-        self.url, self.channels, self.timeout_s, self.patience_s = url, channels, timeout_s, patience_s
+    def __init__(
+        self,
+        url: str | Sequence[str],
+        *,
+        channels: int = 4,
+        timeout_s: float = 10.0,
+        patience_s: float = 0.0,
+        record: Callable[[Sample], None] | None = None,
+    ) -> None:
+        self.urls = [url] if isinstance(url, str) else list(url)
+        self.channels, self.timeout_s, self.patience_s, self.record = channels, timeout_s, patience_s, record
         self.again = 0
         self._wires: list[_Wire] = []
 
     async def __aenter__(self) -> Generator:
-        host, _, port = self.url.rpartition(":")
-        self._wires = [_Wire(host.strip("[]"), int(port), self.timeout_s) for _ in range(self.channels)]
+        for url in self.urls * self.channels:
+            host, _, port = url.rpartition(":")
+            self._wires.append(_Wire(host.strip("[]"), int(port), self.timeout_s))
         return self
 
     async def __aexit__(
@@ -157,22 +175,29 @@ class Generator:
         return phase.sent()
 
     async def open(
-        self, bodies: Iterator[Body], schedule: Sequence[tuple[float, float]], rng: random.Random
+        self,
+        bodies: Iterator[Body],
+        schedule: Sequence[tuple[float, float]],
+        rng: random.Random,
+        start_s: float | None = None,
     ) -> list[Sent]:
         """Requests at random moments (Poisson), whatever the answers.
 
         :param schedule: phases, one right behind the other, as requests a second and seconds.
+        :param start_s: of the first, on ``time.perf_counter``'s clock; by default now.
         :returns: each phase, with the requests that were due in it.
         """
         phases, number, answered = [], 0, 0
-        start_s = time.perf_counter()
+        if start_s is None:
+            start_s = time.perf_counter()
+        end_s = start_s + sum(seconds for _, seconds in schedule)
 
         def done(error: str | None) -> None:
             nonlocal answered
             answered += 1
 
         for rate, seconds in schedule:
-            phase = _Phase(start_s, seconds)
+            phase = _Phase(start_s, seconds, end_s)
             phases.append(phase)
             start_s += seconds
             due_s = phase.start_s + rng.expovariate(rate)
@@ -191,7 +216,7 @@ class Generator:
         return [phase.sent() for phase in phases]
 
     def _send(self, body: Body, due_s: float, number: int, phase: _Phase, done: Callable[[str | None], object]) -> None:
-        phase.late += time.perf_counter() - due_s > LATE_S
+        phase.leave(due_s)
         connection, pause_s = self._wires[number % len(self._wires)], 0.05
 
         def finish(error: str | None, detail: str) -> None:
@@ -204,7 +229,7 @@ class Generator:
                 asyncio.get_running_loop().call_later(pause_s, connection.ask, body.framed, finish)
                 pause_s = min(1.0, pause_s * 2)
                 return
-            phase.samples.append(Sample(due_s, now_s - due_s, body.comments, error))
+            (self.record or phase.samples.append)(Sample(due_s, now_s - due_s, body.comments, error))
             done(error)
 
         connection.ask(body.framed, finish)
@@ -289,13 +314,22 @@ class _Wire:
 
 
 class _Phase:
-    def __init__(self, start_s: float, seconds: float) -> None:
+    def __init__(self, start_s: float, seconds: float, end_s: float | None = None) -> None:
         self.samples: list[Sample] = []
         self.details: dict[str, str] = {}
-        self.late = 0
+        self.late = self.due = self.left = 0
+        self.lateness_ms = Histogram()
         self.start_s, self.seconds = start_s, seconds
+        self.end_s = start_s + seconds if end_s is None else end_s
         self._before = time.process_time(), stolen_s()
         self.cpu = self.stolen = 0.0
+
+    def leave(self, due_s: float) -> None:
+        now_s = time.perf_counter()
+        self.due += 1
+        self.late += now_s - due_s > LATE_S
+        self.left += now_s <= self.end_s + LATE_S
+        self.lateness_ms.add(1000 * (now_s - due_s))
 
     def end(self) -> None:
         passed_s = time.perf_counter() - self.start_s
@@ -305,4 +339,15 @@ class _Phase:
         )
 
     def sent(self) -> Sent:
-        return Sent(self.samples, self.start_s, self.seconds, self.late, self.cpu, self.stolen, self.details)
+        return Sent(
+            self.samples,
+            self.start_s,
+            self.seconds,
+            self.late,
+            self.cpu,
+            self.stolen,
+            self.details,
+            self.due,
+            self.left,
+            self.lateness_ms,
+        )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.slo import Measured, Verdict
+from loadtest.tally import Tally
 
 
 def table(measured: Measured, verdicts: Sequence[Verdict]) -> str:
@@ -58,11 +59,28 @@ def result(measured: Measured, verdicts: Sequence[Verdict], met: bool, about: di
     }
 
 
+SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999, 1.0)
+
+
+def distribution(tally: Tally) -> dict[str, Any]:
+    """How latency is spread, and how it went over time: what a page draws."""
+    return {
+        "latency_error": tally.latency_ms.error,
+        "percentiles_ms": {f"{100 * share:g}": tally.latency_ms.percentile(share) for share in SHARES},
+        "timeline": tally.timeline(),
+    }
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write so that a reader sees the old file or the new one, never half of it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As :func:`write_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

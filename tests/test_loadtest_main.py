@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,15 @@ import pytest
 from test_client_sync import Stub, stub  # noqa: F401  (a fixture)
 
 from loadtest.__main__ import main
+from loadtest.processes import tree
+from loadtest.responder import Responder
 
 ROOT = Path(__file__).parents[1]
 EASY = "p99_ms: 10000\nmax_error_rate: 0\nmin_requests_per_s: 0.1\n"
 UNREACHABLE = "p99_ms: 0.001\nmin_comments_per_s: 1000000000\n"
 
 
-def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, cwd: Path = ROOT, timeout: int = 60, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=cwd,
@@ -30,7 +35,7 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.Compl
         capture_output=True,
         text=True,
         env=os.environ | environment,
-        timeout=60,
+        timeout=timeout,
         check=False,
     )
 
@@ -148,10 +153,81 @@ def test_a_file_that_is_not_there(option: str, value: str, message: str) -> None
     assert done.stderr.startswith(message)
 
 
-def test_samples_cannot_be_kept_in_several_processes() -> None:
-    done = run("locust", "-f", "loadtest/locustfile.py", "--headless", "--master", "--run-time", "1s")
-    assert done.returncode == 2
-    assert "run without --processes, --master and --worker" in done.stderr
+def test_eight_workers_add_up_to_what_the_stub_saw() -> None:
+    done = run("loadtest", "dry-run", "--workers", "8", "--users", "16", "--duration", "3s", timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    words = [line.split() for line in done.stdout.splitlines()]
+    (told,) = (w[2:] for w in words if w[:2] == ["8", "workers"])
+    (seen,) = (w[2:] for w in words if w[:2] == ["stub", "server"])
+    assert told == seen and int(seen[0]) > 100 and int(seen[1]) > 2 * int(seen[0])
+    assert "8 of 8 workers added up" in done.stdout and words[-1] == ["equal"]
+
+
+def test_a_run_that_lost_a_worker_does_not_count(slo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.json"
+    with Responder("model", service_s=0.02, parallel=8) as responder:
+        options = ["--workers", "2", "--users", "4", "--duration", "3s", "--slo", str(slo), "--json", str(out)]
+        command = [sys.executable, "-m", "loadtest", "run", "--url", responder.url, *options]
+        master = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        until = time.monotonic() + 60
+        while responder.seen[0] < 20 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert responder.seen[0] >= 20
+        worker = next(pid for pid in tree(master.pid) if b"--worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(worker, signal.SIGKILL)
+        said, _ = master.communicate(timeout=90)
+    assert master.returncode == 3
+    assert "INVALID: only 1 of 2 workers said what they saw" in said
+    result = json.loads(out.read_text())
+    assert (result["valid"], result["slo_met"]) == (False, False)
+
+
+def test_a_shape_changes_the_users(slo: Path, tmp_path: Path) -> None:
+    out, web = tmp_path / "x.json", tmp_path / "x.html"
+    with Responder("model", service_s=0.05, parallel=64) as responder:
+        options = ["--shape", "spike", "--users", "20", "--duration", "5s", "--traffic", "single", "--html", str(web)]
+        done = run("loadtest", "run", "--url", responder.url, *options, "--slo", str(slo), "--json", str(out))
+        seen = responder.seen
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(out.read_text())
+    assert (result["measured"]["requests"], result["comments"]) == seen and seen[0] == seen[1]
+    rates = [row["requests"] for row in result["timeline"]]
+    peak = rates.index(max(rates))
+    assert 1 <= peak < len(rates) - 1 and max(rates) > 1.5 * max(rates[0], rates[-1])
+    assert "MET: all objectives are met" in web.read_text()
+
+
+def test_a_shape_needs_an_end(stub: Stub) -> None:  # noqa: F811
+    done = run("locust", "-f", "loadtest/locustfile.py", "--headless", "--shape", "ramp", "--host", stub.grpc_url)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: --shape ramp needs --run-time, such as 10m: how long it all takes\n",
+    )
+
+
+def test_the_live_page_shows_the_run_so_far(slo: Path) -> None:
+    with Responder("model", service_s=0.02, parallel=8) as responder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        options = ["--users", "2", "--duration", "60s", "--slo", str(slo), "--web", str(port)]
+        command = [sys.executable, "-m", "loadtest", "run", "--url", responder.url, *options]
+        running = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        until = time.monotonic() + 60
+        while responder.seen[0] < 20 and time.monotonic() < until:
+            time.sleep(0.1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/tritox", timeout=20) as reply:
+            live = reply.read().decode()
+        running.send_signal(signal.SIGTERM)
+        said, _ = running.communicate(timeout=60)
+        assert "closed loop, steady, up to 2 users" in live and "objectives" in live
+        assert "p99_ms" in said and running.returncode in (0, 1)
+
+
+def test_workers_and_master_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--workers", "2", "--worker", "somewhere"])
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
