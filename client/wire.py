@@ -33,8 +33,10 @@ CHANNEL_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     # a server that restarts is found again within a second; gRPC's default grows to two minutes
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # no pause, in spite of its name: how long a connection may take until it stands, by default 20 s. A far or busy
+    # server takes a while; what is refused is known at once
+    ("grpc.min_reconnect_backoff_ms", 5000),
 ]
 
 

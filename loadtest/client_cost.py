@@ -6,8 +6,9 @@ Three ways to score the same comments, for each of the two clients, in turns tha
 - *joined*: ``--callers`` callers with one comment each at a time, which ``score`` joins into requests;
 - *single*: as many callers, each with a request of its own.
 
-Beside a server that costs nothing (:mod:`loadtest.stub`) the CPU is the client's own; beside a real one (``--url``)
-the rates are what users get. CPU is that of this process, all its threads, and the steadier number of the two.
+Beside a server that costs nothing (:mod:`loadtest.responder`) the CPU is the client's own; beside a real one
+(``--url``) the rates are what users get. CPU is that of this process, all its threads, and the steadier number of the
+two.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 from client import AsyncToxicityClient, Batching, ToxicityClient
 from loadtest import corpus
 from loadtest.report import origin, write_json
-from loadtest.stub import StubModel
+from loadtest.responder import Responder
 
 MOST_CPU_US, MOST_IMPORT_S, LEAST_SHARE = 60.0, 0.5, 0.7
 WAYS = ("batches", "joined", "single")
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
     turns: dict[tuple[str, str], list[Turn]] = {(kind, way): [] for kind in ("threads", "asyncio") for way in WAYS}
     with ExitStack() as stack:
-        stub = None if arguments.url else stack.enter_context(StubModel(comment_s=arguments.comment_us / 1e6))
+        stub = None if arguments.url else stack.enter_context(Responder("model", comment_s=arguments.comment_us / 1e6))
         url = arguments.url or (stub.url if stub else "")
         for _ in range(arguments.rounds):
             for (kind, way), done in turns.items():

@@ -49,7 +49,8 @@ from loadtest.tally import Tally
 
 init_gevent()
 
-TIMEOUT_S = 10.0
+TIMEOUT_S, MEET_S = 10.0, 30.0
+"""That a request may take, and the first questions about the model."""
 STOP, DONE = "tritox-stop", "tritox-done"
 """From the master to its workers: end, and say what you saw; and their answer."""
 logger = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def prepare(environment: Any, runner: Any, web_ui: Any, **_: Any) -> None:
             environment.shape_class = make_shape(options)
         for file in filter(None, (options.result, options.report)):
             Path(file).parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the run
-        with ToxicityClient(environment.host) as client:
+        with ToxicityClient(environment.host, timeout=MEET_S) as client:
             environment.host = client.url  # without --host, locust would stop
             model = client.info()
     except (ValueError, OSError, ToxicityError) as error:

@@ -34,6 +34,8 @@ NORMAL_SHARE, NORMAL_FACTOR = 0.5, 2.0
 """Normal is what half of the capacity has; up to twice its p99 counts as normal again."""
 MOST_STOLEN = 0.1
 """Cores that a virtual machine's host may take more during the overload than when the capacity was measured."""
+MEET_S = 30.0
+"""That a server may take to say what it serves."""
 MIN_OFFERED, MIN_GOODPUT, MAX_GROWTH, MAX_RECOVERY_S, MAX_REFUSAL_MS = 0.95, 0.9, 0.03, 2.0, 250.0
 
 
@@ -280,11 +282,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def meet(url: str | None, model: str) -> tuple[str, ModelInfo]:
-    """The server's address and what it serves.
+    """The server's address and what it serves. One that is busy has ``MEET_S`` to say so.
 
     :raises ToxicityError: when it cannot be reached or has no such model.
     """
-    with ToxicityClient(url, model=model) as client:
+    with ToxicityClient(url, model=model, timeout=MEET_S) as client:
         return client.url, client.info()
 
 

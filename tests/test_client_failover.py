@@ -17,7 +17,7 @@ import pytest
 
 from client import AsyncToxicityClient, Hedge, Retry, ServerUnavailable, Timeout, ToxicityClient, ToxicityError
 from loadtest import processes
-from loadtest.stub import StubModel
+from loadtest.responder import Responder
 
 RECOVERED_S = 3.0
 """So long after a server failed, nobody notices any more."""
@@ -26,8 +26,8 @@ QUICK_S = 1.0
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[list[StubModel]]:
-    servers = [StubModel(request_s=0.02) for _ in range(3)]
+def servers() -> Iterator[list[Responder]]:
+    servers = [Responder("model", service_s=0.02, parallel=1000) for _ in range(3)]
     for server in servers:
         server.launch()
     for server in servers:
@@ -38,7 +38,7 @@ def servers() -> Iterator[list[StubModel]]:
 
 
 @pytest.fixture
-def three(servers: list[StubModel]) -> Iterator[list[StubModel]]:
+def three(servers: list[Responder]) -> Iterator[list[Responder]]:
     """Three servers that are well, whatever a test did to them before."""
     yield servers
     killed = [server for server in servers if not server.alive()]
@@ -115,7 +115,7 @@ def load(url: str, seconds: float, meanwhile: Callable[[], Any], **options: Any)
     return seen
 
 
-def test_one_of_three_is_killed_and_comes_back(three: list[StubModel]) -> None:
+def test_one_of_three_is_killed_and_comes_back(three: list[Responder]) -> None:
     def meanwhile() -> None:
         time.sleep(0.5)
         three[1].kill()
@@ -131,7 +131,7 @@ def test_one_of_three_is_killed_and_comes_back(three: list[StubModel]) -> None:
         assert client.score("0.5").scores["toxic"] == 0.5
 
 
-def test_one_of_three_stops_where_it_is(three: list[StubModel]) -> None:
+def test_one_of_three_stops_where_it_is(three: list[Responder]) -> None:
     def meanwhile() -> None:
         time.sleep(0.5)
         os.kill(three[1].pid, signal.SIGSTOP)
@@ -143,7 +143,7 @@ def test_one_of_three_stops_where_it_is(three: list[StubModel]) -> None:
         assert max(took for _, took in kind.calls) < 5  # those that were caught were sent elsewhere
 
 
-def test_without_retries_a_killed_server_shows(three: list[StubModel]) -> None:
+def test_without_retries_a_killed_server_shows(three: list[Responder]) -> None:
     seen = load(
         ",".join(s.url for s in three),
         1.0,
@@ -156,7 +156,7 @@ def test_without_retries_a_killed_server_shows(three: list[StubModel]) -> None:
         assert {type(error) for error in kind.errors} == {ServerUnavailable}
 
 
-def test_all_three_dead_is_a_clear_error_and_no_hang(three: list[StubModel]) -> None:
+def test_all_three_dead_is_a_clear_error_and_no_hang(three: list[Responder]) -> None:
     urls = [s.url for s in three]
     with ToxicityClient(urls, timeout=4) as client:
         client.classify(["0.5"])
@@ -188,7 +188,7 @@ def test_all_three_dead_is_a_clear_error_and_no_hang(three: list[StubModel]) -> 
     asyncio.run(go())
 
 
-def test_all_three_stopped_ends_at_the_deadline(three: list[StubModel]) -> None:
+def test_all_three_stopped_ends_at_the_deadline(three: list[Responder]) -> None:
     urls = [s.url for s in three]
     with ToxicityClient(urls) as client:
         client.classify(["0.5"])
@@ -205,7 +205,7 @@ def test_all_three_stopped_ends_at_the_deadline(three: list[StubModel]) -> None:
         assert client.classify(["0.25"], timeout=10)[0].scores["toxic"] == 0.25
 
 
-def test_hedging_hides_a_server_that_stops(three: list[StubModel]) -> None:
+def test_hedging_hides_a_server_that_stops(three: list[Responder]) -> None:
     def meanwhile() -> None:
         time.sleep(1.0)
         os.kill(three[1].pid, signal.SIGSTOP)

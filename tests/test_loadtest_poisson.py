@@ -122,8 +122,7 @@ def test_a_command_judges_and_writes(slo: Path, tmp_path: Path, capsys: pytest.C
 
 def test_a_server_that_is_gone_fails_its_requests() -> None:
     with Responder("model") as stub, Crew([body(["x"], "toxicity", 1.0)]) as crew:
-        stub._process.kill()
-        stub._process.join()
+        stub.kill()
         with pytest.raises(poisson.GeneratorFailed, match=f"{stub.url} cannot be reached"):
             crew.run([stub.url], [(50.0, 0.2)])
 
