@@ -4,6 +4,7 @@
 # make e2e      train, export, serve, score and load-test a small model
 # make bench    load-test the starter model against loadtest/slo.yaml
 # make ray      bulk scoring on a real Ray cluster of this machine
+# make slow     tests of speeds, for an idle machine
 # make race     throughput: the bare encoder, this server, and rivals (make rivals installs those)
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FREE := --grpc-port 0 --http-port 0 --metrics-port 0
 
-.PHONY: demo install test check e2e bench ray race rivals clean
+.PHONY: demo install test check e2e bench ray slow race rivals clean
 
 demo: $(VENV)/.serve
 	@$(BIN)/python -m serve $(FREE) -- $(BIN)/python -m client.demo
@@ -35,7 +36,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m serve $(FREE) -- $(BIN)/python -m loadtest run --json results/bench.json
 
 ray: $(VENV)/.ray
-	$(BIN)/python -m pytest tests/test_client_ray_data.py
+	$(BIN)/python -m pytest -m slow tests/test_client_ray_data.py
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
 
 race: $(VENV)/.dev
 	$(BIN)/python -m loadtest.bench --requests 1,16,64 $(RACE)

@@ -141,6 +141,31 @@ def test_what_cannot_run_is_one_line(options: list[str], message: str, capsys: p
     assert said.startswith("error: ") and message in said and said.count("\n") == 1
 
 
+def test_a_stub_is_searched_and_a_plan_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On any machine: a stub can be slower than it says, and never faster."""
+    known = 250.0  # requests/s: two workers that take 8 ms
+    slo, out = tmp_path / "slo.yaml", tmp_path / "x.json"
+    slo.write_text("p99_ms: 5000\nmax_error_rate: 0\nmin_requests_per_s: 1000000\n")
+    with Responder("model", service_s=2 / known, parallel=2) as stub:
+        options = ["--url", stub.url, "--slo", str(slo), "--seconds", "0.6", "--settle", "0.1", "--json", str(out)]
+        code = capacity.main([*options, "--start-rate", "200", "--precision", "0.5", "--target", "5000"])
+    said, result = capsys.readouterr(), json.loads(out.read_text())
+    (found,) = result["capacity"]
+    probes = found["probes"]
+    assert len(said.err.splitlines()) == 1 + len(probes) and stub.seen[0] >= 200
+    assert any(not p["met"] for p in probes) and not any(p["met"] for p in probes if p["rate"] > 1.3 * known)
+    last = probes[-1]  # a rate that was held for twice as long
+    assert found["requests_per_s"] == (last["rate"] if last["met"] and not last["invalid"] else 0)
+    plan = result["plan"]
+    assert (plan is not None) is (found["requests_per_s"] > 0)
+    assert code == (3 if not result["valid"] else 0 if plan else 1)
+    assert "p99_ms" in result["slo"] and result["slo"]["min_requests_per_s"] is None  # the rate is what is searched
+    if plan:
+        assert plan["needed"] == math.ceil(5000 / (0.7 * found["requests_per_s"]))
+        assert f"{plan['replicas']} with 1 to spare" in said.out
+
+
+@pytest.mark.slow
 def test_the_known_capacity_of_a_stub_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = 500.0  # requests/s: four workers that take 8 ms
     slo, out = tmp_path / "slo.yaml", tmp_path / "x.json"
@@ -157,5 +182,4 @@ def test_the_known_capacity_of_a_stub_is_found(tmp_path: Path, capsys: pytest.Ca
     assert found["requests_per_s"] == pytest.approx(known, rel=0.1)
     assert result["plan"]["needed"] == math.ceil(5000 / (0.7 * found["requests_per_s"]))
     assert found["probes"][-1]["met"] and any(not p["met"] for p in found["probes"])
-    assert "p99_ms" in result["slo"] and result["slo"]["min_requests_per_s"] is None  # the rate is what is searched
     assert f"{result['plan']['replicas']} with 1 to spare" in said
