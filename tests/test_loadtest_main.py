@@ -83,7 +83,7 @@ def test_objectives_that_are_met(stub: Stub, slo: Path, tmp_path: Path) -> None:
     measured = result["measured"]
     assert measured["requests"] == len(stub.requests)  # none was cut off at the end
     assert measured["comments_per_s"] == pytest.approx(3 * measured["requests_per_s"])
-    assert 150 < measured["p50_ms"] < 1000 and measured["p50_ms"] <= measured["p99_ms"] <= measured["max_ms"]
+    assert 150 <= measured["p50_ms"] < 10_000 and measured["p50_ms"] <= measured["p99_ms"] <= measured["max_ms"]
     assert result["slo_met"] is True and [v["met"] for v in result["slo"]] == [True] * 3
     assert result["machine"]["cores"] == os.cpu_count() and result["machine"]["cpu"]
     assert (result["model"]["version"], result["endpoint"], result["users"]) == ("1", stub.grpc_url, 4)
@@ -198,7 +198,17 @@ def test_a_shape_changes_the_users(slo: Path, tmp_path: Path) -> None:
 
 
 def test_a_shape_needs_an_end(stub: Stub) -> None:  # noqa: F811
-    done = run("locust", "-f", "loadtest/locustfile.py", "--headless", "--shape", "ramp", "--host", stub.grpc_url)
+    done = run(
+        "locust",
+        "-f",
+        "loadtest/locustfile.py",
+        "--headless",
+        "--shape",
+        "ramp",
+        "--host",
+        stub.grpc_url,
+        "--loglevel=ERROR",
+    )
     assert (done.returncode, done.stderr) == (
         2,
         "error: --shape ramp needs --run-time, such as 10m: how long it all takes\n",
