@@ -27,17 +27,29 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--port", type=int, default=8080, help="0 takes a free port")
     p.add_argument("--model", default="toxicity", help="the model that answers where none is named")
     p.add_argument("--timeout", type=float, default=5.0, help="seconds that a request may take")
-    p.add_argument("--keys", type=Path, help="file of keys, one a line: KEY [name=...] [rate=...] [admin]; more keys, "
-                   "between commas, may be in the environment's TRITOX_GATEWAY_KEYS")
+    p.add_argument(
+        "--keys",
+        type=Path,
+        help="file of keys, one a line: KEY [name=...] [rate=...] [admin]; more keys, "
+        "between commas, may be in the environment's TRITOX_GATEWAY_KEYS",
+    )
     p.add_argument("--rate", type=float, default=0.0, help="requests a second of a key that has no rate; 0 for any")
     p.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="let pages of ORIGIN call, or of *")
     p.add_argument("--max-bytes", type=int, default=2 * 1024 * 1024, help="size of a body")
+    p.add_argument("--max-under-way", type=int, default=1000, help="requests at a time; more are refused")
     p.add_argument("--languages", default="en", help="that the model knows, between commas")
-    p.add_argument("--drop-unsupported", action="store_true",
-                   help="leave out attributes that no label answers for, instead of an error")
+    p.add_argument(
+        "--drop-unsupported",
+        action="store_true",
+        help="leave out attributes that no label answers for, instead of an error",
+    )
     p.add_argument("--policy", action="append", default=[], metavar="FILE", help="a policy beside the presets")
-    p.add_argument("--feedback", default="feedback.sqlite", metavar="FILE|URL",
-                   help="where suggested scores are kept: an SQLite file or a postgresql:// address")
+    p.add_argument(
+        "--feedback",
+        default="feedback.sqlite",
+        metavar="FILE|URL",
+        help="where suggested scores are kept: an SQLite file or a postgresql:// address",
+    )
     p.add_argument("--public-url", help="the gateway's address as its callers see it, for the discovery document")
     p.add_argument("--quiet", action="store_true", help="no line for each request")
     return p
@@ -48,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import uvicorn
 
+        from client.policy import PRESETS, InvalidPolicy, Policy
         from serve.gateway.app import Settings, create
+        from serve.gateway.feedback import Store, StoreFailed
         from serve.gateway.gate import InvalidKeys, Keys
         from serve.gateway.perspective import Rules
     except ModuleNotFoundError as error:
@@ -56,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     try:
         keys = Keys.read(arguments.keys, os.environ.get("TRITOX_GATEWAY_KEYS", ""), arguments.rate)
-    except (InvalidKeys, OSError) as error:
+        policies = [Policy.read(name) for name in (*PRESETS, *arguments.policy)]
+    except (InvalidKeys, InvalidPolicy, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     if not keys and not is_loopback(arguments.host):
@@ -74,15 +89,29 @@ def main(argv: list[str] | None = None) -> int:
         cors=arguments.cors,
         max_bytes=arguments.max_bytes,
         rules=Rules(tuple(filter(None, arguments.languages.split(","))) or ("en",), arguments.drop_unsupported),
-        public_url=arguments.public_url,
+        public_url=arguments.public_url and arguments.public_url.rstrip("/") + "/",
+        policies={policy.name: policy for policy in policies},
+        max_under_way=arguments.max_under_way,
     )
-    listening = listen(arguments.host, arguments.port)
+    try:
+        settings.feedback = Store(arguments.feedback)
+        listening = listen(arguments.host, arguments.port)
+    except StoreFailed as error:
+        sys.stderr.write(f"error: --feedback: {error}\n")
+        return 2
+    except OSError as error:
+        settings.feedback.close()
+        sys.stderr.write(f"error: cannot listen on {arguments.host}:{arguments.port} ({error.strerror})\n")
+        return 2
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"gateway: http://{shown}:{port} (docs at /docs), Triton {arguments.triton}", flush=True)
     config = uvicorn.Config(create(settings), log_config=None, access_log=False, server_header=False)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    uvicorn.Server(config).run([listening])
+    try:
+        uvicorn.Server(config).run([listening])
+    finally:
+        settings.feedback.close()
     return 0
 
 

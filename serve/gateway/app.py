@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import importlib
 import importlib.util
 import logging
 import time
@@ -20,11 +22,15 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from client import Result, ToxicityError
+from client.policy import InvalidPolicy, Policy
 from serve.gateway import attributes, discovery, errors, messages, perspective
+from serve.gateway.feedback import Origin, Store, StoreFailed
 from serve.gateway.gate import Gate, Keys
 from serve.gateway.metrics import Metrics
 from serve.gateway.models import Models, milliseconds
 from serve.gateway.requests import read
+
+log = logging.getLogger("tritox.gateway")
 
 PAGE = Path(__file__).parent / "page"
 MAX_TEXTS = 1000
@@ -55,7 +61,10 @@ class Settings:
     """What the gateway is told at its start.
 
     :param triton: ``host:port`` of Triton's gRPC port. :param timeout: seconds that a request may take there.
-    :param cors: origins whose pages may call; ``*`` for all.
+    :param cors: origins whose pages may call; ``*`` for all. :param max_bytes: of a body.
+    :param max_under_way: requests at a time, more are refused.
+    :param feedback: where suggested scores go; without, ``suggestscore`` is refused.
+    :param public_url: the gateway's address as its callers see it; by default as they ask for it.
     """
 
     triton: str = "127.0.0.1:8001"
@@ -65,7 +74,9 @@ class Settings:
     cors: Sequence[str] = ()
     max_bytes: int = 2 * 1024 * 1024
     rules: perspective.Rules = field(default_factory=perspective.Rules)
-    policies: Mapping[str, Any] = field(default_factory=dict)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    feedback: Store | None = None
+    max_under_way: int = 1000
     public_url: str | None = None
 
 
@@ -90,7 +101,13 @@ def create(settings: Settings) -> FastAPI:
     app.add_middleware(
         CORSMiddleware, allow_origins=list(settings.cors), allow_methods=["GET", "POST"], allow_headers=["*"]
     )
-    app.add_middleware(Gate, keys=settings.keys, metrics=metrics, max_bytes=settings.max_bytes)
+    app.add_middleware(
+        Gate,
+        keys=settings.keys,
+        metrics=metrics,
+        max_bytes=settings.max_bytes,
+        max_under_way=settings.max_under_way,
+    )
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
 
     @app.exception_handler(errors.ApiError)
@@ -99,8 +116,19 @@ def create(settings: Settings) -> FastAPI:
 
     @app.exception_handler(ToxicityError)
     async def failed(request: Request, error: ToxicityError) -> Response:
-        logging.getLogger("tritox.gateway").warning("%s: no answer of the model", type(error).__name__)
+        if isinstance(error, InvalidPolicy):  # which holds labels alone
+            return errors.invalid(str(error)).response()
+        log.warning("%s: no answer of the model", type(error).__name__)
         return errors.from_client(error).response()
+
+    @app.exception_handler(TimeoutError)
+    async def late(request: Request, error: TimeoutError) -> Response:
+        return errors.unavailable("The model did not answer in time.").response()
+
+    @app.exception_handler(StoreFailed)
+    async def not_stored(request: Request, error: StoreFailed) -> Response:
+        log.error("%s", error)
+        return errors.unavailable("The suggestion could not be stored.").response()
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
@@ -119,16 +147,35 @@ def create(settings: Settings) -> FastAPI:
     async def analyze(request: Request) -> Response:
         """Scores of a text for the requested attributes."""
         asked = await read(request, messages.AnalyzeCommentRequest)
-        async with models.use() as client:
+        async with models.use() as client, asyncio.timeout(settings.timeout):
             analysis = perspective.check(asked, await client.info(), settings.rules)
             result = await client.score(analysis.text)
             metrics.texts += 1
             found = None
             if asked.span_annotations and spans and analysis.labels:
                 found = await spans(client, analysis.text, list(dict.fromkeys(analysis.labels.values())))
-        return Response(
-            errors.dumps(perspective.reply(asked, analysis, result, found)), media_type="application/json"
-        )
+        return Response(errors.dumps(perspective.reply(asked, analysis, result, found)), media_type="application/json")
+
+    @app.post(
+        "/v1alpha1/comments:suggestscore",
+        response_model=None,
+        responses={200: {"model": messages.SuggestCommentScoreResponse}, **failures(400, 403, 413, 429, 503)},
+        openapi_extra=body_of(messages.SuggestCommentScoreRequest),
+        tags=["Perspective API"],
+    )
+    async def suggestscore(request: Request) -> Response:
+        """Keep scores that a text should have had, to train on, unless doNotStore says otherwise."""
+        asked = await read(request, messages.SuggestCommentScoreRequest)
+        async with models.use() as client, asyncio.timeout(settings.timeout):
+            info = await client.info()
+        suggestion = perspective.check_suggestion(asked, info)
+        if not asked.do_not_store:
+            if settings.feedback is None:
+                raise errors.ApiError(501, "UNIMPLEMENTED", "This gateway keeps no suggestions: give it --feedback.")
+            await settings.feedback.add(suggestion, Origin(request.scope["key_name"], info.name, info.version))
+            metrics.suggestions += 1
+        answer = {} if asked.client_token is None else {"clientToken": asked.client_token}
+        return Response(errors.dumps(answer), media_type="application/json")
 
     @app.get("/$discovery/rest", tags=["Perspective API"], responses=failures(400))
     async def discover(request: Request, version: str = "v1alpha1") -> dict[str, Any]:
@@ -161,7 +208,7 @@ def create(settings: Settings) -> FastAPI:
         if asked.policy is not None and policy is None:
             raise errors.ApiError(404, "NOT_FOUND", f"There is no policy {asked.policy[:100]!r}: see GET /policies.")
         predictions = []
-        async with models.use(asked.model) as client:
+        async with models.use(asked.model) as client, asyncio.timeout(settings.timeout):
             results = [await client.score(texts[0])] if len(texts) == 1 else await client.classify(texts)
             metrics.texts += len(texts)
             for text, result in zip(texts, results, strict=True):
@@ -194,7 +241,7 @@ def create(settings: Settings) -> FastAPI:
         start = time.perf_counter()
         must_be_json(request)
         asked = await read(request, messages.SwitchRequest)
-        info, previous = await models.switch(asked.model, asked.unload)
+        info, previous = await models.switch(asked.model, asked.unload, asked.reload)
         metrics.switches += 1
         return messages.SwitchResponse(
             active=info.name, version=info.version, previous=previous, took_ms=milliseconds(start)
@@ -205,7 +252,10 @@ def create(settings: Settings) -> FastAPI:
         """The policies that /predict decides by."""
         return messages.PoliciesResponse(
             policies={
-                name: {"description": each.description, "rules": [{rule.action: dict(rule.thresholds)} for rule in each.rules]}
+                name: {
+                    "description": each.description,
+                    "rules": [{rule.action: dict(rule.thresholds)} for rule in each.rules],
+                }
                 for name, each in settings.policies.items()
             }
         )
@@ -221,7 +271,7 @@ def create(settings: Settings) -> FastAPI:
     async def readyz() -> str:
         """The active model can answer."""
         if not await models.ready():
-            raise errors.ApiError(503, "UNAVAILABLE", "The model is not ready.", headers={"Retry-After": "1"})
+            raise errors.unavailable("The model is not ready.")
         return "ready\n"
 
     @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)

@@ -52,8 +52,7 @@ def document(root: str) -> dict[str, Any]:
         "servicePath": "",
         "batchPath": "batch",
         "parameters": {
-            name: {"type": kind, "location": "query", "description": text}
-            for name, (kind, text) in _PARAMETERS.items()
+            name: {"type": kind, "location": "query", "description": text} for name, (kind, text) in _PARAMETERS.items()
         },
         "auth": {"oauth2": {"scopes": {"https://www.googleapis.com/auth/userinfo.email": {"description": "none"}}}},
         "schemas": dict(sorted(schemas.items())),

@@ -69,6 +69,11 @@ def invalid(message: str, details: Sequence[Mapping[str, Any]] = ()) -> ApiError
     return ApiError(400, "INVALID_ARGUMENT", message, details)
 
 
+def unavailable(message: str) -> ApiError:
+    """What may pass: the caller is told to come back."""
+    return ApiError(503, "UNAVAILABLE", message, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
 def analyzer(message: str, kind: str, **fields: Any) -> ApiError:
     """An error with Perspective's own detail.
 
@@ -96,12 +101,9 @@ def malformed(error: ValidationError) -> ApiError:
 def from_client(error: ToxicityError) -> ApiError:
     """What the way to Triton, or Triton itself, did wrong."""
     if isinstance(error, ServerUnavailable):
-        return ApiError(503, "UNAVAILABLE", "The model cannot answer now.", headers={"Retry-After": str(RETRY_AFTER_S)})
-    if isinstance(error, ModelNotFound):
-        # it was there when the gateway asked for its labels: it is being loaded, or was unloaded by others
-        return ApiError(
-            503, "UNAVAILABLE", "The model is not loaded now.", headers={"Retry-After": str(RETRY_AFTER_S)}
-        )
+        return unavailable("The model cannot answer now.")
+    if isinstance(error, ModelNotFound):  # the server starts, or the model is being loaded
+        return unavailable("The model is not loaded now.")
     if isinstance(error, InvalidInput):
         return invalid("The model refused the text.")
     return ApiError(500, "INTERNAL", "The model failed.")

@@ -92,7 +92,9 @@ class Keys:
             if not words:
                 continue
             if len(words[0]) < 8 or words[0] in keys:
-                raise InvalidKeys(f"key {number} is shorter than 8 characters or there twice: use `openssl rand -hex 16`")
+                raise InvalidKeys(
+                    f"key {number} is shorter than 8 characters or there twice: use `openssl rand -hex 16`"
+                )
             key = Key(f"key{number}", rate)
             for word in words[1:]:
                 name, _, value = word.partition("=")
@@ -120,11 +122,12 @@ def _digest(key: str) -> bytes:
 class Gate:
     """ASGI middleware. It logs one line a request, without the query, which holds the key.
 
-    :param max_bytes: of a body.
+    :param max_bytes: of a body. :param max_under_way: requests at a time.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, max_bytes: int) -> None:
-        self.app, self.keys, self.metrics, self.max_bytes = app, keys, metrics, max_bytes
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, max_bytes: int, max_under_way: int) -> None:
+        self.app, self.keys, self.metrics = app, keys, metrics
+        self.max_bytes, self.max_under_way = max_bytes, max_under_way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -154,7 +157,7 @@ class Gate:
         self.metrics.under_way += 1
         try:
             key = self._admit(scope)
-            name = key.name if key else "-"
+            name = scope["key_name"] = key.name if key else "-"
             await self.app(scope, limited, counted)
         except errors.ApiError as error:
             if status:
@@ -190,6 +193,8 @@ class Gate:
                 403, "PERMISSION_DENIED", "Without keys, this gateway answers to names of this machine only."
             )
         guarded = path.startswith(GUARDED)
+        if guarded and self.metrics.under_way > self.max_under_way:
+            raise errors.unavailable("Too many requests are under way.")
         if scope["method"] == "OPTIONS" or not (guarded or path == DISCOVERY):
             return None
         query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=100, errors="replace")

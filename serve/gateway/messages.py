@@ -171,10 +171,14 @@ class ModelsResponse(BaseModel):
 
 
 class SwitchRequest(Plain):
-    """``model`` is a name in the server's repository. ``unload`` takes the former model out of memory."""
+    """``model`` is a name in the server's repository.
+
+    ``unload`` takes the former model out of memory; ``reload`` reads the model's files anew, for another version.
+    """
 
     model: str
     unload: bool = False
+    reload: bool = False
 
 
 class SwitchResponse(BaseModel):

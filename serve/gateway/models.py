@@ -53,6 +53,7 @@ class Models:
         self._make = make
         self._served: dict[str, Served] = {}
         self._switching = asyncio.Lock()
+        self._open_to: dict[str, asyncio.Event] = {}  # models that are being loaded anew: whoever asks waits
         self._channel: grpc.aio.Channel | None = None
 
     async def close(self) -> None:
@@ -69,6 +70,8 @@ class Models:
 
         :raises ApiError: 404 where there is no such model.
         """
+        while closed := self._open_to.get(name or self.active):
+            await closed.wait()
         served = self._served.get(name or self.active) or await self._open(name or self.active)
         served.under_way += 1
         served.idle.clear()
@@ -130,10 +133,12 @@ class Models:
             found.append(model)
         return found
 
-    async def switch(self, name: str, unload: bool = False) -> tuple[ModelInfo, str]:
+    async def switch(self, name: str, unload: bool = False, reload: bool = False) -> tuple[ModelInfo, str]:
         """Load a model where it is not, and let it answer from now on. Requests under way end where they began.
 
         :param unload: take the former model out of Triton's memory, once nobody waits for it.
+        :param reload: load the model even where it is, for a version that was published since. Requests to it wait
+            meanwhile.
         :returns: what the model says of itself, and the name of the former one.
         :raises ApiError: 404 where there is no such model; 409 where it cannot be loaded, or another switch is under
             way. The former model goes on answering then.
@@ -144,8 +149,9 @@ class Models:
             states = {each.name: each.state for each in await self._index()}
             if name not in states:
                 raise errors.ApiError(404, "NOT_FOUND", f"There is no model {name[:100]!r}: see GET /models.")
-            if states[name] != "READY":
-                await self._control("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=name))
+            if states[name] != "READY" or reload:
+                async with self._held_back(name):
+                    await self._control("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=name))
             async with self.use(name) as client:
                 info = await client.info()
                 await client.classify(["hello"])  # that it answers is seen before it must
@@ -156,6 +162,23 @@ class Models:
                 await old.client.close()
                 await self._control("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=previous))
             return info, previous
+
+    @contextlib.asynccontextmanager
+    async def _held_back(self, name: str) -> AsyncIterator[None]:
+        """Let no request to a model begin, once those under way have ended. Its client is a new one afterwards, which
+        knows nothing of the version before.
+        """
+        opened = self._open_to[name] = asyncio.Event()
+        try:
+            if old := self._served.get(name):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(old.idle.wait(), self.timeout)
+            yield
+            if old := self._served.pop(name, None):
+                await old.client.close()
+        finally:
+            del self._open_to[name]
+            opened.set()
 
     async def _control(self, method: str, request: Any) -> None:
         try:

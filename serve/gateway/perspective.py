@@ -100,7 +100,9 @@ def check(request: AnalyzeCommentRequest, info: ModelInfo, rules: Rules) -> Anal
         raise errors.invalid("Missing requested_attributes")
     detected = languages.detect(text, rules.languages[0])
     requested = request.languages or [detected]
-    drop = rules.drop_unsupported if request.drop_unsupported_attributes is None else request.drop_unsupported_attributes
+    drop = (
+        rules.drop_unsupported if request.drop_unsupported_attributes is None else request.drop_unsupported_attributes
+    )
     unsupported = languages.unsupported(requested, rules.languages)
     labels: dict[str, str] = {}
     for name, parameters in request.requested_attributes.items():
