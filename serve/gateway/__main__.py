@@ -94,13 +94,12 @@ def main(argv: list[str] | None = None) -> int:
         max_under_way=arguments.max_under_way,
     )
     try:
-        settings.feedback = Store(arguments.feedback)
         listening = listen(arguments.host, arguments.port)
+        settings.feedback = store = Store(arguments.feedback)
     except StoreFailed as error:
         sys.stderr.write(f"error: --feedback: {error}\n")
         return 2
     except OSError as error:
-        settings.feedback.close()
         sys.stderr.write(f"error: cannot listen on {arguments.host}:{arguments.port} ({error.strerror})\n")
         return 2
     host, port = listening.getsockname()[:2]
@@ -111,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         uvicorn.Server(config).run([listening])
     finally:
-        settings.feedback.close()
+        store.close()
     return 0
 
 

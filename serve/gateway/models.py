@@ -109,7 +109,7 @@ class Models:
             return False
         return bool(reply.ready)
 
-    async def list(self) -> list[Model]:
+    async def listing(self) -> list[Model]:
         """The models that score texts; of those that are not loaded only the name is known."""
         found = []
         parts: set[str] = set()
