@@ -19,7 +19,7 @@ ALLOWED = {
         *("train.artifact", "train.data", "train.metrics", "train.bias", "train.hatecheck", "train.augment"),
         *("train.model", "train.linear", "train.hashing"),
     },
-    "serve": set(),
+    "serve": {"client"},  # the gateway alone
     "client": set(),
     # the benchmark starts the server, reads the version that is served, and writes the artifact's model for rivals
     "loadtest": {"client", "serve.server", "export.triton", "export.near_empty", "train.artifact"},
