@@ -166,7 +166,7 @@ def create(settings: Settings) -> FastAPI:
         suggestion = perspective.check_suggestion(asked, info)
         if not asked.do_not_store:
             if settings.feedback is None:
-                raise errors.ApiError(501, "UNIMPLEMENTED", "This gateway keeps no suggestions: give it --feedback.")
+                raise errors.ApiError(400, "FAILED_PRECONDITION", "This gateway keeps no suggestions.")
             await settings.feedback.add(suggestion, Origin(request.scope["key_name"], info.name, info.version))
             metrics.suggestions += 1
         answer = {} if asked.client_token is None else {"clientToken": asked.client_token}
