@@ -33,7 +33,7 @@ log = logging.getLogger("tritox.gateway")
 
 PAGE = Path(__file__).parent / "page"
 MAX_TEXTS = 1000
-MAX_SPAN_TEXTS = 32
+MAX_SPAN_TEXTS = 8
 REQUESTS = (
     messages.AnalyzeCommentRequest,
     messages.SuggestCommentScoreRequest,
