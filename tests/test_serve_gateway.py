@@ -29,6 +29,8 @@ import pytest
 from conftest import LABELS, REPOSITORY, ROOT
 
 from client.policy import PRESETS, Policy
+from loadtest.contenders import Gateway as Contender
+from loadtest.contenders import SharedServer, Tritox
 from serve.gateway import languages, perspective
 from serve.gateway.__main__ import http_server, listen
 from serve.gateway.__main__ import main as gateway_main
@@ -730,6 +732,17 @@ def test_a_switch_loads_and_unloads_without_a_failed_request(gateway: Gateway) -
     assert (missing.code, missing.error["status"]) == (404, "NOT_FOUND")
     assert gateway.ask("/models/switch", {"model": "toxicity_second"}).code == 200  # loads it again
     assert gateway.ask("/models/switch", {"model": "toxicity"}).code == 200
+
+
+@pytest.mark.triton
+def test_the_benchmark_asks_and_reads_as_callers_do(triton: TritonServer, gateway: Gateway) -> None:
+    contender = Contender(Tritox(SharedServer(triton.repository), "toxicity", "toxicity_encoder"))
+    for texts in (["hello"], [INSULT, "hello", "thank you"]):
+        answer = gateway.ask(contender.path_of(len(texts)), contender.body(texts))
+        expected = gateway.ask("/predict", {"texts": texts}).json["results"]
+        found = contender.scores(answer.body)
+        assert found.shape == (len(texts), len(LABELS))
+        assert found.tolist() == [pytest.approx(list(each["scores"].values()), abs=1e-5) for each in expected]
 
 
 # --- published clients, of which only the URL is changed

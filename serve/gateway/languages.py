@@ -33,6 +33,8 @@ MAX_LETTERS = 1000
 
 def detect(text: str, default: str) -> str:
     """The language of a script that is not Latin, where nearly all letters are of it; else ``default``."""
+    if text.isascii():
+        return default
     letters = [c for c in text if c.isalpha()][:MAX_LETTERS]
     if all(c.isascii() for c in letters):
         return default
