@@ -205,7 +205,8 @@ class BaseClient(ABC):
         size = (self._latest or (yield from self._read_info(call))).max_batch_size
         results: list[Result] = []
         for start in range(0, len(rows), size):
-            results += yield from self._request(rows[start : start + size], call.part())
+            part = call if len(rows) <= size else call.part()
+            results += yield from self._request(rows[start : start + size], part)
         return results
 
     def _request(self, rows: list[bytes], call: wire.Call) -> Steps[list[Result]]:
@@ -366,7 +367,7 @@ class BaseClient(ABC):
             waits.append(delay - age)
         if self._several:
             stall = self._stall(call)
-            waits += [max(stall - (time.monotonic() - f.started), GLANCE_S) for f in flights if not f.given_up]
+            waits += [max(stall - (time.monotonic() - f.started), GLANCE_S) for f in flights]
         return max(0.0, min(waits))
 
     def _stall(self, call: wire.Call) -> float:
@@ -385,12 +386,12 @@ class BaseClient(ABC):
         """Look after flights that stall. True when none is left whose server may still answer, and another is up."""
         now = time.monotonic()
         for flight in flights:
-            if flight.given_up:
+            if now - flight.started < self._stall(call):
                 continue
-            if flight.endpoint.down_since > flight.started and not flight.endpoint.up:
-                flight.given_up = True
-            elif now - flight.started >= self._stall(call):
+            if flight.endpoint.up:
                 self._pool.doubt(flight.endpoint)
+            flight.given_up = not flight.endpoint.up
+        self._pool.look()
         return all(f.given_up for f in flights) and self._pool.others_up([f.endpoint for f in flights])
 
     def _won(self, flight: Flight, rows: int) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 from typing import Generic, TypeVar
 
 from client import wire
-from client.errors import ToxicityError
+from client.errors import Timeout, ToxicityError
 from client.options import Batching
 from client.results import Result, Timing
 
@@ -18,18 +18,21 @@ class Waiting:
     """One caller's comment.
 
     :ivar waits: it is still in the queue.
+    :ivar carrier: the call that carries the batch it is in.
+    :ivar ended: there is an answer, or there will be none.
     :ivar gone: its caller does not wait for it any more.
     """
 
-    __slots__ = ("call", "error", "gone", "queued_s", "result", "row", "since", "tokens", "waits")
+    __slots__ = ("call", "carrier", "ended", "error", "gone", "queued_s", "result", "row", "since", "tokens", "waits")
 
     def __init__(self, row: bytes, call: wire.Call) -> None:
         self.row, self.call = row, call
+        self.carrier: wire.Call | None = None
         self.since = time.monotonic()
         self.queued_s = 0.0
         self.tokens = 0
         self.waits = True
-        self.gone = False
+        self.ended = self.gone = False
         self.result: Result | None = None
         self.error: ToxicityError | None = None
 
@@ -44,15 +47,22 @@ class Waiting:
             result.request_id,
             timing,
         )
+        self.ended = True
 
     def fail(self, error: ToxicityError) -> None:
-        self.error = error.for_caller(self.call.waited_s())
+        self.error = None if isinstance(error, Timeout) else error.for_caller(self.call.waited_s())
+        self.ended = True
 
     def outcome(self) -> Result:
         """:raises ToxicityError: what became of the request, or Timeout when nothing has yet."""
         if self.result is not None:
             return self.result
-        raise self.error or self.call.timeout()
+        if self.error is not None:
+            raise self.error
+        if self.carrier is not None:
+            self.call.endpoint, self.call.request_id = self.carrier.endpoint, self.carrier.request_id
+            self.call.tries = self.carrier.tries
+        raise self.call.timeout()  # in the caller's own words: others may have waited longer
 
 
 W = TypeVar("W", bound=Waiting)
@@ -137,4 +147,7 @@ class Queue(Generic[W]):
 
 def common(batch: list[W], endpoint: str, model: str) -> wire.Call:
     """The call that carries a batch. It may take as long as the most patient caller waits; the others leave before."""
-    return wire.Call(endpoint, model, max(0.001, *(entry.call.limit_s - entry.call.waited_s() for entry in batch)))
+    call = wire.Call(endpoint, model, max(0.001, *(entry.call.limit_s - entry.call.waited_s() for entry in batch)))
+    for entry in batch:
+        entry.carrier = call
+    return call

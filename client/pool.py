@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -27,7 +28,7 @@ FIRST_PROBE_S, LAST_PROBE_S = 0.1, 1.0
 
 @dataclass(eq=False, slots=True)
 class Lane(Generic[C]):
-    """One connection. ``open_s`` is when it was opened, ``under_way`` how many requests wait for its answer."""
+    """One connection; ``under_way`` requests wait for its answer."""
 
     channel: C
     under_way: int = 0
@@ -76,21 +77,26 @@ class Pool(Generic[C]):
 
         :param avoid: endpoints that this request was sent to before.
         """
+        if len(self.endpoints) > 1:
+            self.look()
         with self._lock:
-            if len(self.endpoints) == 1:
-                endpoint, due = self.endpoints[0], []
-            else:
-                now = time.monotonic()
-                due = [e for e in self.endpoints if not e.up and not e.probing and now >= e.probe_at]
-                for each in due:
-                    each.probing = True
-                endpoint = self._choose(avoid)
+            endpoint = self._choose(avoid) if len(self.endpoints) > 1 else self.endpoints[0]
             lane = self._lane(endpoint)
             endpoint.under_way += 1
             lane.under_way += 1
+        return endpoint, lane
+
+    def look(self) -> None:
+        """Probe the servers that are down, and were not asked for a while."""
+        if all(e.up for e in self.endpoints):
+            return
+        with self._lock:
+            now = time.monotonic()
+            due = [e for e in self.endpoints if not e.up and not e.probing and now >= e.probe_at]
+            for each in due:
+                each.probing = True
         for each in due:
             self._probe(each)
-        return endpoint, lane
 
     def _choose(self, avoid: Collection[Endpoint[C]]) -> Endpoint[C]:
         up = [e for e in self.endpoints if e.up]
@@ -192,21 +198,20 @@ class Latencies:
     KEPT, ENOUGH, EVERY = 200, 20, 16
 
     def __init__(self) -> None:
-        self._recent: dict[int, list[float]] = {}
-        self._p95: dict[int, float] = {}
-        self._count = 0
+        self._recent: dict[int, deque[float]] = {}
+        self._known: dict[int, tuple[float, int]] = {}  # the percentile, and in how many it is to be found again
 
     def add(self, rows: int, seconds: float) -> None:
         size = rows.bit_length()
-        recent = self._recent.setdefault(size, [])
-        if len(recent) < self.KEPT:
-            recent.append(seconds)
-        else:
-            recent[self._count % self.KEPT] = seconds
-        self._count += 1
-        if len(recent) >= self.ENOUGH and (self._count % self.EVERY == 0 or size not in self._p95):
-            self._p95[size] = sorted(recent)[int(len(recent) * 0.95)]
+        recent = self._recent.setdefault(size, deque(maxlen=self.KEPT))
+        recent.append(seconds)
+        p95, left = self._known.get(size, (0.0, 1))
+        if left > 1:
+            self._known[size] = p95, left - 1
+        elif len(recent) >= self.ENOUGH:
+            self._known[size] = sorted(recent)[int(len(recent) * 0.95)], self.EVERY
 
     def p95(self, rows: int) -> float | None:
         """``None`` while too few are known."""
-        return self._p95.get(rows.bit_length())
+        known = self._known.get(rows.bit_length())
+        return known and known[0]

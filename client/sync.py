@@ -75,8 +75,7 @@ class ToxicityClient(BaseClient):
         try:
             if first and entry.waits and not entry.wait(min(self.batching.delay_ms / 1000, call.left_s())):
                 self._flush()
-            if not entry.wait(call.limit_s - call.waited_s()):
-                call.request_id = entry.call.request_id
+            entry.wait(call.limit_s - call.waited_s())
             return entry.outcome()
         finally:
             entry.gone = True
@@ -258,6 +257,7 @@ class ToxicityClient(BaseClient):
         else:
             for entry, result in zip(batch, results, strict=True):
                 entry.answer(result)
+            for entry in batch:  # by itself: each thread that wakes wants to run at once
                 entry.wake()
 
     @staticmethod
@@ -349,7 +349,7 @@ class _Waiting(Waiting):
 
     def wait(self, seconds: float) -> bool:
         """Whether it was answered; at once when it has been."""
-        if self.result is not None or self.error is not None:
+        if self.ended:
             return True
         return self._lock.acquire(timeout=max(0.0, seconds))
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,8 +41,8 @@ CHANNEL_OPTIONS = [
 def channel_options(keepalive_s: float = 0.0, server_name: str | None = None) -> list[tuple[str, Any]]:
     """How gRPC is to keep a connection.
 
-    :param keepalive_s: the pause between two checks of a connection; 0 for none. gRPC checks at most twice between two
-        requests, which every server bears, Triton with its default settings too.
+    :param keepalive_s: the pause between two checks of a connection under a request; 0 for none. gRPC checks at most
+        twice between two requests, so that a server which counts checks, as Triton does, bears it.
     :param server_name: that the server's certificate must hold.
     """
     options: list[tuple[str, Any]] = list(CHANNEL_OPTIONS)
@@ -230,12 +231,15 @@ def read_results(response: pb.ModelInferResponse, texts: int, info: ModelInfo, c
             f"{call.endpoint} gave the score {bad}, must lie in [0, 1]",
             "the model on the server is broken: `python -m export.repository rollback`",
         )
-    results = []
     timing = Timing(call.waited_s(), 0.0, call.request_s, call.tries)
-    for row, cut in zip(scores.tolist(), truncated[:, 0].tolist(), strict=True):
-        by_label = dict(zip(info.labels, row, strict=True))
-        flagged = tuple(label for label in info.labels if by_label[label] >= info.thresholds[label])
-        results.append(Result(by_label, flagged, cut, info.name, info.version, call.request_id or "", timing))
+    labels, name, version, request_id = info.labels, info.name, info.version, call.request_id or ""
+    thresholds = np.array([info.thresholds[label] for label in labels])
+    above = scores.astype(np.float64) >= thresholds
+    nothing = (~above.any(axis=1)).tolist()
+    results = []
+    for row, marks, none, cut in zip(scores.tolist(), above.tolist(), nothing, truncated[:, 0].tolist(), strict=True):
+        flagged = () if none else tuple(compress(labels, marks))
+        results.append(Result(dict(zip(labels, row)), flagged, cut, name, version, request_id, timing))  # noqa: B905
     return results
 
 

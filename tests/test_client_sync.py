@@ -129,9 +129,10 @@ def test_a_list_of_one_gives_a_list_of_one(client: ToxicityClient) -> None:
     assert (result.truncated, result.model, result.model_version) == (False, "toxicity", "1")
 
 
-def test_order_is_kept_over_several_requests(stub: Stub, client: ToxicityClient) -> None:
+def test_order_is_kept_over_several_requests(stub: Stub) -> None:
     texts = [f"{i / 1000:.3f}" for i in range(150)]
-    results = client.classify(texts)
+    with ToxicityClient(stub.grpc_url, in_flight=1) as client:
+        results = client.classify(texts)
     assert [f"{r.scores['toxic']:.3f}" for r in results] == texts
     assert [r.inputs[0].shape[0] for r in stub.requests] == [64, 64, 22]
     assert [results[0].request_id, results[149].request_id] == [stub.requests[0].id, stub.requests[2].id]
@@ -276,7 +277,7 @@ def test_nobody_listens() -> None:
     assert caught.value.waited_s < 5
 
 
-def test_one_deadline_covers_all_requests_of_a_call(stub: Stub, client: ToxicityClient) -> None:
+def test_one_deadline_covers_all_requests_of_a_call(stub: Stub) -> None:
     left: list[float] = []
 
     def slow(request: Any, context: Any) -> None:
@@ -284,9 +285,11 @@ def test_one_deadline_covers_all_requests_of_a_call(stub: Stub, client: Toxicity
         time.sleep(0.3)
 
     stub.fault, stub.max_batch_size = slow, 1
-    start = time.monotonic()
-    with pytest.raises(Timeout, match="did not answer within 0.8 s") as caught:
-        client.classify(["0.5"] * 10, timeout=0.8)
+    with ToxicityClient(stub.grpc_url, in_flight=1) as client:
+        client.info()
+        start = time.monotonic()
+        with pytest.raises(Timeout, match="did not answer within 0.8 s") as caught:
+            client.classify(["0.5"] * 10, timeout=0.8)
     assert 0.7 < caught.value.waited_s <= time.monotonic() - start < 2
     # the server was told what is left each time
     assert 2 <= len(left) <= 3 and left[0] < 0.85
