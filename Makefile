@@ -4,6 +4,7 @@
 # make e2e      train, export, serve, score and load-test a small model
 # make bench    load-test the starter model against loadtest/slo.yaml
 # make fuzz     look for server errors of the gateway, for long
+# make ray      bulk scoring on a real Ray cluster of this machine
 # make race     throughput: the bare encoder, this server, and rivals (make rivals installs those)
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FREE := --grpc-port 0 --http-port 0 --metrics-port 0
 
-.PHONY: demo install test check e2e bench race rivals fuzz clean
+.PHONY: demo install test check e2e bench ray race rivals fuzz clean
 
 demo: $(VENV)/.serve
 	@$(BIN)/python -m serve $(FREE) -- $(BIN)/python -m client.demo
@@ -33,6 +34,9 @@ e2e: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m serve $(FREE) -- $(BIN)/python -m loadtest run --json results/bench.json
+
+ray: $(VENV)/.ray
+	$(BIN)/python -m pytest tests/test_client_ray_data.py
 
 race: $(VENV)/.dev
 	$(BIN)/python -m loadtest.bench --requests 1,16,64 $(RACE)
@@ -56,6 +60,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)
 	@echo "installing every stage into $(VENV) ..."
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.serve
+
+$(VENV)/.ray: $(VENV)/.dev
+	@$(PIP) -e '.[ray]'
+	@touch $@
 
 $(VENV):
 	$(PYTHON) -m venv $(VENV)

@@ -71,32 +71,67 @@ def test_a_line_of_stdin_is_a_text(stub: Stub) -> None:  # noqa: F811
     ]
 
 
-def test_a_line_that_is_no_utf8_is_named_and_the_others_are_scored(stub: Stub) -> None:  # noqa: F811
+def test_a_line_that_is_no_utf8_bears_an_error_and_the_others_are_scored(stub: Stub) -> None:  # noqa: F811
     done = run("client", "-", "--url", stub.grpc_url, stdin=b"0.1\n0.2 caf\xe9\n0.3\n")
-    assert done.returncode == 1
-    assert [row["text"] for row in rows(done)] == ["0.1", "0.3"]
-    assert done.stderr.startswith("error: line 2 was not scored, it is not UTF-8: byte 0xe9 at position 7;")
-    assert done.stderr.count("\n") == 1
+    assert done.returncode == 3
+    first, bad, last = rows(done)
+    assert (first["text"], last["text"], last["scores"]["toxic"]) == ("0.1", "0.3", 0.3)
+    assert bad["text"] == "0.2 caf\ufffd" and "scores" not in bad
+    assert bad["error"].startswith("row 2: is not UTF-8: byte 0xe9 at position 7;")
+    assert done.stderr == f"error: {bad['error']}\n"
 
 
-def test_json_lines_keep_their_other_keys_and_bad_ones_are_named(stub: Stub) -> None:  # noqa: F811
+def test_json_lines_keep_their_other_keys_and_bad_ones_bear_an_error(stub: Stub) -> None:  # noqa: F811
     lines = [
-        '{"id": 7, "text": "line\\nä", "scores": 1}',
+        '{"id": 7, "text": "line\\nä", "scores": 1, "error": "of an earlier run"}',
         "no json",
         '{"id": 8}',
         '{"text": "\\ud800"}',
+        "[1]",
+        '{"id": 9, "text": null, "weight": NaN}',
         '{"text": "0.25"}',
     ]
     done = run("client", "--jsonl", "-", "--url", stub.grpc_url, stdin="\n".join(lines).encode())
-    assert done.returncode == 1
-    first, last = rows(done)
-    assert (first["id"], first["text"], list(first["scores"])) == (7, "line\nä", LABELS)
-    assert last["text"] == "0.25"
-    said = done.stderr.splitlines()
-    assert len(said) == 3
-    assert "line 2 was not scored, it is not JSON" in said[0]
-    assert 'line 3 was not scored, it must be a JSON object with a "text"' in said[1]
-    assert "line 4 was not scored, its text holds a lone surrogate" in said[2]
+    assert done.returncode == 3
+    first, *bad, last = rows(done)
+    assert (first["id"], first["text"], list(first["scores"]), "error" in first) == (7, "line\nä", LABELS, False)
+    assert (last["text"], last["scores"]["toxic"]) == ("0.25", 0.25)
+    assert [row["error"].partition(": ")[2] for row in bad] == [
+        "is not JSON: Expecting value: line 1 column 1 (char 0)",
+        "'text' is missing, must be a string",
+        "'text' holds a lone surrogate at position 0, which is no text",
+        "is a JSON list, must be an object",
+        "'text' is null, must be a string",
+    ]
+    assert [row["error"].partition(":")[0] for row in bad] == [f"row {n}" for n in range(2, 7)]
+    assert [row.get("id") for row in bad] == [None, 8, None, None, 9]
+    assert done.stderr.splitlines() == [f"error: {row['error']}" for row in bad]
+
+
+def test_a_policy_adds_the_action_and_its_rule(stub: Stub) -> None:  # noqa: F811
+    done = run("client", "0.95", "0.6", "0.01", "--policy", "standard", "--url", stub.grpc_url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [(row["action"], row["rule"]) for row in rows(done)] == [
+        ("block", "toxic >= 0.9"),
+        ("block", "severe_toxic >= 0.5"),
+        ("allow", "no rule"),
+    ]
+
+
+def test_a_file_given_as_a_text_is_noted(stub: Stub, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "a.csv").write_text("text\n")
+    done = run("client", str(tmp_path / "a.csv"), "--url", stub.grpc_url)
+    assert (done.returncode, len(rows(done))) == (0, 1)
+    assert done.stderr == f"note: {tmp_path}/a.csv was scored as a text; --in {tmp_path}/a.csv scores its rows\n"
+
+
+def test_a_policy_for_another_model_is_refused(stub: Stub, tmp_path: Path) -> None:  # noqa: F811
+    policy = tmp_path / "p.yaml"
+    policy.write_text("rules: [{block: {spam: 0.5}}]")
+    done = run("client", "hello", "--policy", str(policy), "--url", stub.grpc_url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: policy 'p', rule 1 names the label 'spam', the model has toxic,")
+    assert stub.requests == []
 
 
 def test_many_lines_are_sent_in_batches(stub: Stub) -> None:  # noqa: F811
@@ -148,7 +183,9 @@ def test_a_server_that_is_not_there_is_one_line() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["-", "hello"], ["hello", "--url", "http://127.0.0.1:8000"], ["hello", "--timeout", "0"], ["--no"]],
+    [[], ["-", "hello"], ["hello", "--url", "http://127.0.0.1:8000"], ["hello", "--timeout", "0"], ["--no"]]
+    + [["hello", "--in", "a.csv"], ["hello", "--out", "a.csv"], ["--in", "a.csv", "--restart"]]
+    + [["hello", "--jsonl"], ["hello", "--in-flight", "0"]],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import doctest
 import hashlib
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -213,3 +217,19 @@ def test_readme_shows_the_expected_figures() -> None:
     readme = (ROOT / "README.md").read_text()
     shown = readme.partition("<!-- policies -->\n")[2].partition("\n<!-- /policies -->")[0].strip()
     assert shown == table(json.loads(EXPECTED.read_text()))
+
+
+def test_the_examples_do_what_they_say() -> None:
+    done = doctest.testmod(client.policy)
+    assert (done.failed, done.attempted) == (0, 4)
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(from client.policy import Policy\n.*?)```", readme, re.DOTALL)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(code, {})
+    assert said.getvalue().strip() == re.findall(r"# (.* because .*)", code)[0]
+    (document,) = re.findall(r"```yaml\n(description.*?)```", readme, re.DOTALL)
+    assert [str(rule) for rule in client.policy._parse(document.encode(), "readme")[1]] == [
+        "threat >= 0.5",
+        "obscene >= 0.4 and insult >= 0.6",
+    ]
