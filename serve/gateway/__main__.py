@@ -145,6 +145,7 @@ def listen(host: str, port: int) -> socket.socket:
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind((host, port))
+    listening.listen(1024)  # who connects from now on waits for the server
     return listening
 
 
