@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 MAX_VARIANTS = 128
 """Texts that one comment costs at most, itself included: half of them are single words."""
@@ -53,8 +53,7 @@ class Classifier(Protocol):
     async def classify(self, texts: Sequence[str], /) -> Sequence[Scored]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A part of a text.
 
     :param begin: first code point. :param end: the code point after the last.
@@ -63,7 +62,7 @@ class Span:
 
     begin: int
     end: int
-    scores: Mapping[str, float]
+    scores: dict[str, float]
 
     def utf16(self, text: str) -> tuple[int, int]:
         """``begin`` and ``end`` in UTF-16 code units, as Perspective API and JavaScript's strings count."""
