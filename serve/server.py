@@ -114,6 +114,7 @@ class TritonServer:
     :param grpc_port: 0 takes a free one, as for the other two ports.
     :param log_level: what of Triton's log is passed on to standard error.
     :param ready_timeout_s: how long loading the models may take.
+    :param model_control: let callers load and unload models; all are loaded at the start in any case.
     :raises ServeError: when it cannot start; the message holds what Triton said of the cause.
     """
 
@@ -127,11 +128,13 @@ class TritonServer:
         metrics_port: int = 8002,
         log_level: str = "warning",
         ready_timeout_s: float = 120.0,
+        model_control: bool = False,
     ) -> None:
         self.repository = repository
         self.host = host
         self.log_level = log_level
         self.ready_timeout_s = ready_timeout_s
+        self.model_control = model_control
         self._wanted_ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         self.ports: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -198,6 +201,8 @@ class TritonServer:
             "--log-info=true",  # read by us for the cause of a failure, passed on by --log-level
             f"--log-verbose={1 if self.log_level == 'verbose' else 0}",
         ]
+        if self.model_control:
+            command += ["--model-control-mode=explicit", "--load-model=*"]
         if not installation.has_onnxruntime:
             assemble_backends(installation, scratch)
             command.append(f"--backend-directory={scratch}")
