@@ -8,6 +8,22 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of a call went, in seconds.
+
+    :param total_s: from the call to the answer for this text.
+    :param queued_s: of that, waiting for company in a batch; only ``score`` waits.
+    :param request_s: of that, the try that was answered: network, server's queue and model.
+    :param tries: how often the request was sent, hedges included.
+    """
+
+    total_s: float = 0.0
+    queued_s: float = 0.0
+    request_s: float = 0.0
+    tries: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """What the model says about one text.
 
@@ -23,6 +39,12 @@ class Result:
     model: str
     model_version: str
     request_id: str
+    timing: Timing = Timing()
+
+    @property
+    def decisions(self) -> dict[str, bool]:
+        """For each label, whether its score is at or above its threshold."""
+        return {label: label in self.flagged for label in self.scores}
 
     def to_dict(self, digits: int = 6) -> dict[str, Any]:
         """Plain values for ``json.dumps``, scores rounded to ``digits`` decimals."""

@@ -2,106 +2,126 @@
 
 from __future__ import annotations
 
-import math
-import os
+import threading
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
-from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
 
 from client import wire
-from client.errors import InvalidInput, ModelNotFound, ServerUnavailable, Timeout, ToxicityError
+from client.base import BaseClient, Flight, Line, Steps, Turn, join, split
+from client.coalesce import Queue, Waiting, common
+from client.errors import InvalidInput, ToxicityError
+from client.pool import Endpoint
 from client.results import ModelInfo, Result
 
-DEFAULT_URL = "127.0.0.1:8001"
-PROBE_S = 2.0
-"""Longest single question of ``wait_ready``: a server that hangs while it starts is asked again."""
+T = TypeVar("T")
 
 
-class ToxicityClient:
-    """Scores texts on a Triton server, over one gRPC connection. Threads may share it.
+class ToxicityClient(BaseClient):
+    """Scores texts on one or more Triton servers; see :class:`client.base.BaseClient` for the options.
 
-    :param url: ``host:port`` of the server's gRPC port; by default the environment's ``TRITOX_URL``, else
-        ``127.0.0.1:8001``.
-    :param model: the model's name on the server.
-    :param timeout: seconds that a call may take when it does not say otherwise.
-
-    Nothing is sent before the first call.
+    Threads may share a client, and should: ``score`` joins their comments.
     """
 
-    def __init__(self, url: str | None = None, *, model: str = "toxicity", timeout: float = 10.0) -> None:
-        self.url = url or os.environ.get("TRITOX_URL") or DEFAULT_URL
-        self.model = model
-        self.timeout = timeout
-        self._call(None)  # so that a wrong timeout is refused here
-        if self.url.startswith(("http://", "https://", "grpc://")):
-            raise InvalidInput(
-                f"the url is {self.url!r}, must be host:port of the server's gRPC port, such as {DEFAULT_URL}",
-                endpoint=self.url,
-                model=model,
-            )
-        # Not tritonclient's InferenceServerClient: it closes its channel once more when it is deleted, which under
-        # gevent miscounts the open channels and can hang the process at exit (grpcio 1.85).
-        self._channel = grpc.insecure_channel(self.url, wire.CHANNEL_OPTIONS)
-        self._server = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._closed = False
-        self._latest: ModelInfo | None = None
-        self._infos: dict[str, ModelInfo] = {}  # by version: during a roll-out, replies of two versions may alternate
+    def _prepare(self) -> None:
+        self._lock = threading.Lock()
+        self._queue: Queue[_Waiting] = Queue(self.batching)
+        self._executor: ThreadPoolExecutor | None = None
+        self._running = 0
+        self._idle = threading.Condition(self._lock)
 
     def classify(self, texts: Sequence[str], timeout: float | None = None) -> list[Result]:
         """A result for each text, in the same order.
 
-        Lists longer than the server's ``max_batch_size`` are sent as several requests, one after the other.
+        Lists longer than the server's ``max_batch_size`` are sorted by length and sent as several requests, some of
+        them at once.
 
         :param timeout: seconds for the whole call; by default the client's.
         :raises InvalidInput: when ``texts`` is a bare string or holds something that is no text; nothing was sent then.
         :raises Timeout: see ``client.errors`` for this and the other failures. There are no partial results.
         """
-        call = self._call(timeout)
+        call = self._begin(timeout)
         rows = wire.encode(texts, call)
         if not rows:
             return []
-        size = (self._latest or self._read_info(call)).max_batch_size
-        results: list[Result] = []
-        for start in range(0, len(rows), size):
-            results += self._request(rows[start : start + size], call)
-        return results
+        info = self._latest or self._run(self._read_info(call))
+        parts = split(rows, info.max_batch_size)
+        if len(parts) == 1:
+            return self._run(self._score(rows, call))
+        jobs = (self._score([rows[i] for i in part], call.part()) for part in parts)
+        return join(parts, list(self._several_at_once(jobs)))
+
+    def score(self, text: str, timeout: float | None = None) -> Result:
+        """The result of one text. Calls that threads make at the same time share requests.
+
+        A text that cannot be sent, or a short timeout, is its own caller's business only.
+
+        :raises ToxicityError: as :meth:`classify`.
+        """
+        call = self._begin(timeout)
+        entry = _Waiting(wire.encode_one(text, call), call)
+        with self._lock:
+            first = self._queue.add(entry)
+            batch = self._queue.take() if self._queue.under_way == 0 or self._queue.full() else []
+        if batch:
+            self._dispatch(batch)
+            first = True  # of those that are left, if it is
+        try:
+            if first and entry.waits and not entry.wait(min(self.batching.delay_ms / 1000, call.left_s())):
+                self._flush()
+            if not entry.wait(call.limit_s - call.waited_s()):
+                call.request_id = entry.call.request_id
+            return entry.outcome()
+        finally:
+            entry.gone = True
+            if entry.waits and first:
+                self._flush()
+
+    def stream(self, texts: Iterable[str], timeout: float | None = None) -> Iterator[Result]:
+        """The results of any number of texts, in order, as they come.
+
+        Texts are read only as fast as results are taken: at most ``in_flight`` requests are under way. A server that
+        is busy slows the stream down, within ``timeout``.
+
+        :param timeout: seconds for each request, not for the whole stream.
+        """
+        wire.check_texts(texts, self._begin(timeout))
+        return self._stream(iter(texts), timeout)
 
     def info(self, timeout: float | None = None) -> ModelInfo:
         """Labels, thresholds and limits, read from the server once and again when a reply has another version."""
-        return self._latest or self._read_info(self._call(timeout))
+        return self._run(self._info(self._begin(timeout)))
 
     def wait_ready(self, timeout: float = 60.0) -> None:
-        """Return as soon as the model can answer.
+        """Return as soon as the model can answer, on one of the servers at least.
 
         :raises Timeout: when it cannot within ``timeout`` seconds; the message says why.
         """
-        call = self._call(timeout)
-        reason = "no answer"
-        while True:
-            try:
-                if self._ask(call, self._server.ModelReady, pb.ModelReadyRequest(name=self.model), PROBE_S).ready:
-                    return
-                reason = "the server answers, the model is not loaded"
-            except Timeout:
-                pass  # the last reason says more
-            except (ServerUnavailable, ModelNotFound) as error:
-                reason = str(error)
-            if call.waited_s() + 0.1 >= call.limit_s:
-                raise call.error(
-                    Timeout, f"model {self.model!r} on {self.url} was not ready within {call.limit_s:g} s: {reason}"
-                )
-            time.sleep(0.1)
+        self._run(self._wait_ready(self._begin(timeout)))
 
-    def close(self) -> None:
-        if not self._closed:
+    def close(self, grace: float = 5.0) -> None:
+        """Take no more calls, wait for those under way, and close the connections.
+
+        :param grace: seconds to wait at most; calls that still wait then raise ClientClosed.
+        """
+        with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            self._channel.close()
+        self._flush(everything=True)
+        with self._idle:
+            self._idle.wait_for(lambda: not self._running, max(0.0, grace))
+        self._shut = True
+        for line in self._pool.channels():
+            line.channel.close()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> ToxicityClient:
         return self
@@ -109,41 +129,229 @@ class ToxicityClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(grace=0.0 if kind else 5.0)
 
-    def _call(self, timeout: float | None) -> wire.Call:
-        limit = self.timeout if timeout is None else timeout
-        call = wire.Call(self.url, self.model, limit)
-        if not (isinstance(limit, (int, float)) and math.isfinite(limit) and limit > 0):
-            raise call.error(InvalidInput, f"timeout is {limit!r}, must be a positive number of seconds")
-        return call
+    # --- waiting with threads
 
-    def _request(self, rows: list[bytes], call: wire.Call) -> list[Result]:
-        """Send at most ``max_batch_size`` texts and read the reply."""
-        call.request_id = uuid.uuid4().hex
+    def _run(self, steps: Steps[T]) -> T:
+        """Take the steps, waiting between them."""
+        with self._lock:
+            self._running += 1
         try:
-            response = self._ask(call, self._server.ModelInfer, wire.infer_request(rows, call))
-        except InvalidInput:
-            self._latest = None  # max_batch_size may have changed: the next call reads it again
+            while True:
+                turn, seconds = next(steps)
+                if turn is None:
+                    time.sleep(seconds or 0.0)
+                else:
+                    assert isinstance(turn, _Turn)
+                    turn.wait(seconds)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        finally:
+            steps.close()
+            with self._lock:
+                self._running -= 1
+                if not self._running:
+                    self._idle.notify_all()
+
+    def _submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        with self._lock:
+            if self._executor is None:
+                workers = max(self.in_flight, self.batching.in_flight) + 1
+                self._executor = ThreadPoolExecutor(workers, "tritox")
+        return self._executor.submit(work, *arguments)
+
+    def _several_at_once(self, jobs: Iterable[Steps[T]]) -> Iterator[T]:
+        """What the jobs come to, in order. One after the other is taken from ``jobs``, ``in_flight`` at once."""
+        window: deque[Future[T]] = deque()
+        try:
+            for steps in jobs:
+                if len(window) < self.in_flight - 1:
+                    window.append(self._submit(self._run, steps))
+                else:  # this thread works, too
+                    done: Future[T] = Future()
+                    done.set_result(self._run(steps))
+                    window.append(done)
+                while window and (len(window) >= self.in_flight or window[0].done()):
+                    yield window.popleft().result()
+            while window:
+                yield window.popleft().result()
+        finally:
+            for future in window:
+                future.cancel()
+
+    def _stream(self, texts: Iterator[str], timeout: float | None) -> Iterator[Result]:
+        size = self.info(timeout).max_batch_size
+        failure: list[ToxicityError] = []
+
+        def jobs() -> Iterator[Steps[list[Result]]]:
+            read = 0
+            while texts_of_one := list(islice(texts, size)):
+                call = self._begin(timeout, patient=True)
+                rows, error = wire.encode_until_bad(texts_of_one, call, read)
+                read += len(texts_of_one)
+                if rows:
+                    yield self._score(rows, call)
+                if error is not None:
+                    failure.append(error)
+                    return
+
+        for results in self._several_at_once(jobs()):
+            yield from results
+        if failure:
+            raise failure[0]
+
+    # --- joining single comments
+
+    def _flush(self, everything: bool = False) -> None:
+        """Send what has waited long enough."""
+        while True:
+            with self._lock:
+                ready = len(self._queue) > 0 if everything else self._queue.due()
+                batch = self._queue.take() if ready else []
+            if not batch:
+                return
+            self._dispatch(batch)
+
+    def _dispatch(self, batch: list[_Waiting]) -> None:
+        with self._lock:
+            self._running += 1  # close() waits for it from now on
+        try:
+            self._submit(self._deliver, batch)
+        except RuntimeError:  # the executor was shut down
+            self._settle(batch, batch[0].call.closed())
+            self._delivered()
+
+    def _deliver(self, batch: list[_Waiting]) -> None:
+        try:
+            self._answer(batch)
+        finally:
+            self._delivered()
+
+    def _delivered(self) -> None:
+        with self._lock:
+            self._queue.done()
+            self._running -= 1
+            if not self._running:
+                self._idle.notify_all()
+            if self._latest is not None:
+                self._queue.learn(self._latest.max_batch_size, self._latest.max_tokens)
+        self._flush()
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        """Score a batch and tell its callers. One that is refused is halved until the bad text is alone."""
+        try:
+            results = self._run(self._score([entry.row for entry in batch], common(batch, self.url, self.model)))
+        except InvalidInput as error:
+            if len(batch) == 1:
+                self._settle(batch, error)
+                return
+            half = len(batch) // 2
+            self._answer(batch[:half])
+            self._answer(batch[half:])
+        except ToxicityError as error:
+            self._settle(batch, error)
+        except BaseException as error:
+            self._settle(batch, batch[0].call.error(ToxicityError, f"the request broke: {error!r}"))
             raise
-        version = response.model_version
-        info = self._infos.get(version) or self._read_info(call, version)
-        return wire.read_results(response, len(rows), info, call)
+        else:
+            for entry, result in zip(batch, results, strict=True):
+                entry.answer(result)
+                entry.wake()
 
-    def _read_info(self, call: wire.Call, version: str | None = None) -> ModelInfo:
-        """Ask for the config of ``version``, by default the latest, so that thresholds never lag behind the model."""
-        if version is None:
-            metadata = self._ask(call, self._server.ModelMetadata, pb.ModelMetadataRequest(name=self.model))
-            version = wire.latest_version(metadata, call)
-        response = self._ask(call, self._server.ModelConfig, pb.ModelConfigRequest(name=self.model, version=version))
-        info = self._latest = self._infos[version] = wire.read_info(response.config, version, call)
-        return info
+    @staticmethod
+    def _settle(batch: list[_Waiting], error: ToxicityError) -> None:
+        for entry in batch:
+            entry.fail(error)
+            entry.wake()
 
-    def _ask(self, call: wire.Call, rpc: Callable[..., Any], request: Any, at_most_s: float = math.inf) -> Any:
-        """One remote call, with what is left of the user's time as its deadline."""
-        if self._closed:
-            raise call.error(ToxicityError, "the client is closed: make a new one")
+    # --- gRPC
+
+    def _open_lane(self, target: str) -> Line:
+        # Not tritonclient's InferenceServerClient: it closes its channel once more when it is deleted, which under
+        # gevent miscounts the open channels and can hang the process at exit (grpcio 1.85).
+        if self._secure is not None:
+            return Line(grpc.secure_channel(target, self._secure, self._options))
+        return Line(grpc.insecure_channel(target, self._options))
+
+    def _turn(self) -> Turn:
+        return _Turn(self)
+
+    def _probe(self, endpoint: Endpoint[Line]) -> None:
+        request, arguments = self._probe_arguments()
+        if self._shut:
+            return
         try:
-            return rpc(request, timeout=min(call.left_s(), at_most_s))
+            future = self._pool.lane(endpoint).channel.methods["ModelReady"].future(request, **arguments)
+        except ValueError:  # the channel was closed meanwhile
+            return
+
+        def landed(done: Any) -> None:
+            self._pool.probed(endpoint, done.code() is grpc.StatusCode.OK and done.result().ready)
+
+        future.add_done_callback(landed)
+
+
+class _Turn(Turn):
+    def __init__(self, client: ToxicityClient) -> None:
+        self._client = client
+        self._landed: threading.Event | None = None
+        self._blocking: tuple[Flight, Any, Any, float] | None = None
+
+    def send(self, flight: Flight, method: str, request: Any, timeout_s: float, alone: bool) -> None:
+        rpc = flight.lane.channel.methods[method]
+        if alone:  # a call that blocks costs half as much CPU
+            self._blocking = flight, rpc, request, timeout_s
+            return
+        landed = self._landed = self._landed or threading.Event()
+        try:
+            future = rpc.future(request, **self._client._arguments(timeout_s))
+        except ValueError as error:  # the channel was closed meanwhile
+            flight.land(None, "CANCELLED", str(error))
+            landed.set()
+            return
+
+        def land(done: Any) -> None:
+            code = done.code()
+            if code is grpc.StatusCode.OK:
+                flight.land(done.result())
+            else:
+                flight.land(None, code.name, done.details())
+            landed.set()
+
+        flight.cancel = future.cancel
+        future.add_done_callback(land)
+
+    def wait(self, seconds: float | None) -> None:
+        if self._blocking is None:
+            assert self._landed is not None
+            self._landed.wait(seconds)
+            self._landed.clear()
+            return
+        flight, rpc, request, timeout_s = self._blocking
+        self._blocking = None
+        try:
+            flight.land(rpc(request, **self._client._arguments(timeout_s)))
         except grpc.RpcError as error:
-            raise call.failed(error.code().name, error.details()) from error
+            flight.land(None, error.code().name, error.details())
+        except ValueError as error:  # the channel was closed meanwhile
+            flight.land(None, "CANCELLED", str(error))
+
+
+class _Waiting(Waiting):
+    __slots__ = ("_lock",)
+
+    def __init__(self, row: bytes, call: wire.Call) -> None:
+        super().__init__(row, call)
+        self._lock = threading.Lock()  # the cheapest thing that a thread can wait for with a limit
+        self._lock.acquire()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it was answered; at once when it has been."""
+        if self.result is not None or self.error is not None:
+            return True
+        return self._lock.acquire(timeout=max(0.0, seconds))
+
+    def wake(self) -> None:
+        self._lock.release()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterable, Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +13,8 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 
 from client.errors import (
+    AccessDenied,
+    ClientClosed,
     InvalidInput,
     InvalidReply,
     ModelNotFound,
@@ -21,7 +23,7 @@ from client.errors import (
     Timeout,
     ToxicityError,
 )
-from client.results import ModelInfo, Result
+from client.results import ModelInfo, Result, Timing
 
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
@@ -34,6 +36,26 @@ CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 
+
+def channel_options(keepalive_s: float = 0.0, server_name: str | None = None) -> list[tuple[str, Any]]:
+    """How gRPC is to keep a connection.
+
+    :param keepalive_s: the pause between two checks of a connection; 0 for none. gRPC checks at most twice between two
+        requests, which every server bears, Triton with its default settings too.
+    :param server_name: that the server's certificate must hold.
+    """
+    options: list[tuple[str, Any]] = list(CHANNEL_OPTIONS)
+    if keepalive_s:
+        options += [
+            ("grpc.keepalive_time_ms", max(1, int(keepalive_s * 1000))),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.max_pings_without_data", 2),
+        ]
+    if server_name:
+        options.append(("grpc.ssl_target_name_override", server_name))
+    return options
+
+
 E = TypeVar("E", bound=ToxicityError)
 
 
@@ -42,6 +64,9 @@ class Call:
     """One call of the user: whom it asks, how long it may take, and the request under way. Errors are made from it.
 
     :param limit_s: seconds for the whole call, however many requests it takes.
+    :param tries: how often the request under way was sent.
+    :param request_s: how long the try took that was answered.
+    :param patient: a busy server is asked again until the time is up.
     """
 
     endpoint: str
@@ -49,6 +74,13 @@ class Call:
     limit_s: float
     request_id: str | None = None
     started: float = field(default_factory=time.monotonic)
+    tries: int = 0
+    request_s: float = 0.0
+    patient: bool = False
+
+    def part(self) -> Call:
+        """For one of several requests of the same call: they share its time."""
+        return replace(self, request_id=None, tries=0)
 
     def waited_s(self) -> float:
         return time.monotonic() - self.started
@@ -63,20 +95,26 @@ class Call:
             raise self.timeout()
         return left
 
-    def error(self, kind: type[E], message: str) -> E:
+    def error(self, kind: type[E], message: str, remedy: str = "") -> E:
         return kind(
             message,
             endpoint=self.endpoint,
             model=self.model,
             request_id=self.request_id,
             waited_s=self.waited_s(),
+            tries=self.tries,
+            remedy=remedy,
         )
 
     def timeout(self) -> Timeout:
         return self.error(
             Timeout,
-            f"{self.endpoint} did not answer within {self.limit_s:g} s: give the call a longer timeout, or fewer texts",
+            f"{self.endpoint} did not answer within {self.limit_s:g} s",
+            "give the call a longer timeout, or fewer texts",
         )
+
+    def closed(self) -> ClientClosed:
+        return self.error(ClientClosed, "the client is closed", "make a new one")
 
     def failed(self, code: str, detail: str | None) -> ToxicityError:
         """The error for a gRPC status such as ``UNAVAILABLE`` and the text that came with it."""
@@ -87,19 +125,32 @@ class Call:
         # Triton says "unknown model" with NOT_FOUND or UNAVAILABLE, and refuses for a full queue with UNAVAILABLE
         if code == "NOT_FOUND" or "unknown model" in detail:
             return self.error(
-                ModelNotFound, f"no {where} ({detail}): check the name, or wait until it is loaded (wait_ready)"
+                ModelNotFound, f"no {where} ({detail})", "check the name, or wait until it is loaded (wait_ready)"
             )
         if code == "RESOURCE_EXHAUSTED" or "maximum queue size" in detail or "Request timeout expired" in detail:
-            return self.error(ServerBusy, f"{where} is busy ({detail}): try again later, or send less at a time")
-        if code == "UNAVAILABLE":
+            return self.error(ServerBusy, f"{where} is busy ({detail})", "try again later, or send less at a time")
+        # a connection that is reset while a request is under way may show as INTERNAL
+        if code == "UNAVAILABLE" or (code == "INTERNAL" and "RST_STREAM" in detail):
             return self.error(
                 ServerUnavailable,
-                f"{self.endpoint} cannot be reached ({detail}): is the server running (`python -m serve`), and is this "
-                "its gRPC port?",
+                f"{self.endpoint} cannot be reached ({detail})",
+                "is the server running (`python -m serve`), and is this its gRPC port?",
             )
         if code == "INVALID_ARGUMENT":
-            return self.error(InvalidInput, f"{where} refused the request: {detail}")
-        return self.error(ToxicityError, f"{where} failed with {code} ({detail}): the server's log says more")
+            return self.error(InvalidInput, f"{where} refused the request ({detail})", "change the texts or the model")
+        if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            return self.error(
+                AccessDenied, f"{where} refused the caller ({code}: {detail})", "check the credentials' token"
+            )
+        return self.error(ToxicityError, f"{where} failed with {code} ({detail})", "the server's log says more")
+
+
+def check_texts(texts: object, call: Call) -> None:
+    """:raises InvalidInput: when ``texts`` is one text, or nothing that holds texts in an order."""
+    if isinstance(texts, (str, bytes)):
+        raise call.error(InvalidInput, f"texts is a single {type(texts).__name__}", "wrap it in a list, [text]")
+    if isinstance(texts, (Mapping, Set)) or not isinstance(texts, (Iterable, AsyncIterable)):
+        raise call.error(InvalidInput, f"texts is a {type(texts).__name__}, must be a list of str", "give a list")
 
 
 def encode(texts: Iterable[str], call: Call) -> list[bytes]:
@@ -107,23 +158,46 @@ def encode(texts: Iterable[str], call: Call) -> list[bytes]:
 
     :raises InvalidInput: naming the first text that is none.
     """
-    if isinstance(texts, (str, bytes)):
-        raise call.error(InvalidInput, f"texts is a single {type(texts).__name__}: wrap it in a list, [text]")
-    if isinstance(texts, (Mapping, Set)) or not isinstance(texts, Iterable):
-        raise call.error(InvalidInput, f"texts is a {type(texts).__name__}, must be a list of str")
-    rows = []
-    for i, text in enumerate(texts):
+    check_texts(texts, call)
+    rows, error = encode_until_bad(texts, call)
+    if error is not None:
+        raise error
+    return rows
+
+
+def encode_one(text: str, call: Call) -> bytes:
+    """:raises InvalidInput: when it is no text."""
+    if isinstance(text, str):
+        try:
+            return text.encode()
+        except UnicodeEncodeError as error:
+            raise _unspeakable("text", text, error, call) from None
+    raise call.error(InvalidInput, f"text is a {type(text).__name__}, must be a str", "classify() takes lists")
+
+
+def encode_until_bad(texts: Iterable[str], call: Call, first: int = 0) -> tuple[list[bytes], InvalidInput | None]:
+    """The texts as UTF-8, up to the first that is none, and the error for that one.
+
+    :param first: the number of the first text, for the message.
+    """
+    rows: list[bytes] = []
+    for i, text in enumerate(texts, first):
         if not isinstance(text, str):
-            raise call.error(InvalidInput, f"texts[{i}] is a {type(text).__name__}, must be a str: drop or convert it")
+            found = f"texts[{i}] is a {type(text).__name__}, must be a str"
+            return rows, call.error(InvalidInput, found, "drop or convert it")
         try:
             rows.append(text.encode())
         except UnicodeEncodeError as error:
-            raise call.error(
-                InvalidInput,
-                f"texts[{i}] holds a lone surrogate, {text[error.start]!r} at position {error.start}, which UTF-8 "
-                "cannot express: replace it, e.g. text.encode('utf-8', 'replace').decode()",
-            ) from None
-    return rows
+            return rows, _unspeakable(f"texts[{i}]", text, error, call)
+    return rows, None
+
+
+def _unspeakable(name: str, text: str, error: UnicodeEncodeError, call: Call) -> InvalidInput:
+    return call.error(
+        InvalidInput,
+        f"{name} holds a lone surrogate, {text[error.start]!r} at position {error.start}, which UTF-8 cannot express",
+        "replace it, e.g. text.encode('utf-8', 'replace').decode()",
+    )
 
 
 def infer_request(rows: list[bytes], call: Call) -> pb.ModelInferRequest:
@@ -142,7 +216,7 @@ def infer_request(rows: list[bytes], call: Call) -> pb.ModelInferRequest:
 
 
 def read_results(response: pb.ModelInferResponse, texts: int, info: ModelInfo, call: Call) -> list[Result]:
-    """A result for each of the ``texts`` of one request.
+    """A result for each of the ``texts`` of one request. They share the request's timing.
 
     :raises InvalidReply: when an output is missing, has another shape, or a score is no probability.
     """
@@ -152,13 +226,16 @@ def read_results(response: pb.ModelInferResponse, texts: int, info: ModelInfo, c
     if not ((scores >= 0) & (scores <= 1)).all():  # also false for NaN
         bad = scores[~((scores >= 0) & (scores <= 1))][0]
         raise call.error(
-            InvalidReply, f"{call.endpoint} gave the score {bad}, must lie in [0, 1]: the model on the server is broken"
+            InvalidReply,
+            f"{call.endpoint} gave the score {bad}, must lie in [0, 1]",
+            "the model on the server is broken: `python -m export.repository rollback`",
         )
     results = []
+    timing = Timing(call.waited_s(), 0.0, call.request_s, call.tries)
     for row, cut in zip(scores.tolist(), truncated[:, 0].tolist(), strict=True):
         by_label = dict(zip(info.labels, row, strict=True))
         flagged = tuple(label for label in info.labels if by_label[label] >= info.thresholds[label])
-        results.append(Result(by_label, flagged, cut, info.name, info.version, call.request_id or ""))
+        results.append(Result(by_label, flagged, cut, info.name, info.version, call.request_id or "", timing))
     return results
 
 
@@ -173,8 +250,8 @@ def _output(reply: triton.InferResult, name: str, shape: tuple[int, int], kind: 
         found = str(error)
     raise call.error(
         InvalidReply,
-        f"{call.endpoint} gave {found} for the output {name!r}, must be {shape}: is {call.model!r} a model that "
-        "`python -m export` wrote?",
+        f"{call.endpoint} gave {found} for the output {name!r}, must be {shape}",
+        f"is {call.model!r} a model that `python -m export` wrote?",
     )
 
 
@@ -185,6 +262,7 @@ def latest_version(metadata: Any, call: Call) -> str:
         raise call.error(
             InvalidReply,
             f"{call.endpoint} lists the versions {list(metadata.versions)} of {call.model!r}, must be whole numbers",
+            "name its folders 1, 2, ...",
         )
     return str(max(versions, key=int))
 
@@ -205,8 +283,8 @@ def read_info(config: Any, version: str, call: Call) -> ModelInfo:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise call.error(
             InvalidReply,
-            f"the config of model {call.model!r} on {call.endpoint} is not one of Tritox's ({reason}): its parameters "
-            "must hold labels, thresholds and max_tokens, as `python -m export` writes them",
+            f"the config of model {call.model!r} on {call.endpoint} is not one of Tritox's ({reason})",
+            "its parameters must hold labels, thresholds and max_tokens, as `python -m export` writes them",
         ) from None
     return ModelInfo(
         call.model, version, labels, thresholds, max_tokens, config.max_batch_size, parameters.get("precision", "")

@@ -56,7 +56,7 @@ def test_every_linked_file_exists() -> None:
     ["train", *(f"train {c}" for c in ("fit", "eval", "tune", "calibrate", "predict", "compare", "results", "bench"))]
     + ["export.onnx", "export.results", "export.scoremap", "export.cascade"]
     + [f"export.repository {c}" for c in ("list", "promote", "rollback", "prune", "verify")]
-    + ["serve", "client", "loadtest run"],
+    + ["serve", "serve.gateway", "serve.gateway.feedback", "client", "loadtest run"],
 )
 def test_every_command_shown_has_help(module: str) -> None:
     assert f"python -m {module.split()[0]}" in README

@@ -9,6 +9,10 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import uvicorn
 
 INSTALL = "pip install -e '.[gateway]' -c constraints.txt"
 
@@ -48,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "--feedback",
         default="feedback.sqlite",
         metavar="FILE|URL",
-        help="where suggested scores are kept: an SQLite file or a postgresql:// address",
+        help="where suggested scores are kept: an SQLite file, a postgresql:// address, or none",
     )
     p.add_argument("--public-url", help="the gateway's address as its callers see it, for the discovery document")
     p.add_argument("--quiet", action="store_true", help="no line for each request")
@@ -58,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401  (what is not installed is named below)
 
         from client.policy import PRESETS, InvalidPolicy, Policy
         from serve.gateway.app import Settings, create
@@ -94,25 +98,33 @@ def main(argv: list[str] | None = None) -> int:
         max_under_way=arguments.max_under_way,
     )
     try:
-        settings.feedback = Store(arguments.feedback)
         listening = listen(arguments.host, arguments.port)
+        settings.feedback = None if arguments.feedback == "none" else Store(arguments.feedback)
     except StoreFailed as error:
         sys.stderr.write(f"error: --feedback: {error}\n")
         return 2
     except OSError as error:
-        settings.feedback.close()
         sys.stderr.write(f"error: cannot listen on {arguments.host}:{arguments.port} ({error.strerror})\n")
         return 2
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"gateway: http://{shown}:{port} (docs at /docs), Triton {arguments.triton}", flush=True)
-    config = uvicorn.Config(create(settings), log_config=None, access_log=False, server_header=False)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
-        uvicorn.Server(config).run([listening])
+        http_server(create(settings)).run([listening])
     finally:
-        settings.feedback.close()
+        if settings.feedback is not None:
+            settings.feedback.close()
     return 0
+
+
+def http_server(app: Any) -> uvicorn.Server:
+    """What answers with the application. It writes no log of requests, for that has queries, with their keys."""
+    import uvicorn
+
+    logging.getLogger("uvicorn.access").disabled = True
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=15)
+    return uvicorn.Server(config)
 
 
 def is_loopback(host: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import importlib.util
@@ -108,7 +107,7 @@ def create(settings: Settings) -> FastAPI:
         max_bytes=settings.max_bytes,
         max_under_way=settings.max_under_way,
     )
-    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi(app)
 
     @app.exception_handler(errors.ApiError)
     async def refused(request: Request, error: errors.ApiError) -> Response:
@@ -120,10 +119,6 @@ def create(settings: Settings) -> FastAPI:
             return errors.invalid(str(error)).response()
         log.warning("%s: no answer of the model", type(error).__name__)
         return errors.from_client(error).response()
-
-    @app.exception_handler(TimeoutError)
-    async def late(request: Request, error: TimeoutError) -> Response:
-        return errors.unavailable("The model did not answer in time.").response()
 
     @app.exception_handler(StoreFailed)
     async def not_stored(request: Request, error: StoreFailed) -> Response:
@@ -147,7 +142,7 @@ def create(settings: Settings) -> FastAPI:
     async def analyze(request: Request) -> Response:
         """Scores of a text for the requested attributes."""
         asked = await read(request, messages.AnalyzeCommentRequest)
-        async with models.use() as client, asyncio.timeout(settings.timeout):
+        async with models.use() as client:
             analysis = perspective.check(asked, await client.info(), settings.rules)
             result = await client.score(analysis.text)
             metrics.texts += 1
@@ -166,12 +161,12 @@ def create(settings: Settings) -> FastAPI:
     async def suggestscore(request: Request) -> Response:
         """Keep scores that a text should have had, to train on, unless doNotStore says otherwise."""
         asked = await read(request, messages.SuggestCommentScoreRequest)
-        async with models.use() as client, asyncio.timeout(settings.timeout):
+        async with models.use() as client:
             info = await client.info()
         suggestion = perspective.check_suggestion(asked, info)
         if not asked.do_not_store:
             if settings.feedback is None:
-                raise errors.ApiError(501, "UNIMPLEMENTED", "This gateway keeps no suggestions: give it --feedback.")
+                raise errors.ApiError(400, "FAILED_PRECONDITION", "This gateway keeps no suggestions.")
             await settings.feedback.add(suggestion, Origin(request.scope["key_name"], info.name, info.version))
             metrics.suggestions += 1
         answer = {} if asked.client_token is None else {"clientToken": asked.client_token}
@@ -208,7 +203,7 @@ def create(settings: Settings) -> FastAPI:
         if asked.policy is not None and policy is None:
             raise errors.ApiError(404, "NOT_FOUND", f"There is no policy {asked.policy[:100]!r}: see GET /policies.")
         predictions = []
-        async with models.use(asked.model) as client, asyncio.timeout(settings.timeout):
+        async with models.use(asked.model) as client:
             results = [await client.score(texts[0])] if len(texts) == 1 else await client.classify(texts)
             metrics.texts += len(texts)
             for text, result in zip(texts, results, strict=True):
@@ -228,7 +223,7 @@ def create(settings: Settings) -> FastAPI:
     @app.get("/models", tags=["plain API"], responses=failures(403, 429, 503))
     async def list_models() -> messages.ModelsResponse:
         """The models of the server, and which one answers."""
-        return messages.ModelsResponse(active=models.active, models=await models.list())
+        return messages.ModelsResponse(active=models.active, models=await models.listing())
 
     @app.post(
         "/models/switch",
@@ -330,4 +325,5 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         for name, definition in definitions["$defs"].items():
             schemas.setdefault(name, definition)
         app.openapi_schema = schema
-    return app.openapi_schema
+    described: dict[str, Any] = app.openapi_schema
+    return described

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from client import ModelInfo, Result, ToxicityClient
+from client import AsyncToxicityClient, ModelInfo, Result
 
 
 class Client(Protocol):
-    """The part of ``client.AsyncToxicityClient`` that is used here."""
+    """The part of :class:`client.AsyncToxicityClient` that is used here; ``score`` joins comments of many callers."""
 
-    async def score(self, text: str) -> Result: ...
+    async def score(self, text: str, timeout: float | None = None) -> Result: ...
 
-    async def classify(self, texts: Sequence[str]) -> list[Result]: ...
+    async def classify(self, texts: Sequence[str], timeout: float | None = None) -> list[Result]: ...
 
-    async def info(self) -> ModelInfo: ...
+    async def info(self, timeout: float | None = None) -> ModelInfo: ...
 
-    async def close(self) -> None: ...
+    async def close(self, grace: float = 5.0) -> None: ...
 
 
-class Threaded:
-    """The blocking client, in threads."""
-
-    def __init__(self, url: str, *, model: str, timeout: float) -> None:
-        self._client = ToxicityClient(url, model=model, timeout=timeout)
-
-    async def score(self, text: str) -> Result:
-        return (await self.classify([text]))[0]
-
-    async def classify(self, texts: Sequence[str]) -> list[Result]:
-        return await asyncio.to_thread(self._client.classify, texts)
-
-    async def info(self) -> ModelInfo:
-        return await asyncio.to_thread(self._client.info)
-
-    async def close(self) -> None:
-        self._client.close()
+def connect(url: str, *, model: str, timeout: float) -> Client:
+    return AsyncToxicityClient(url, model=model, timeout=timeout)

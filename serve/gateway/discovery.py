@@ -96,7 +96,7 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
         return _plain(next(each for each in schema["anyOf"] if each.get("type") != "null"))
     if "$ref" in schema:
         return {"$ref": schema["$ref"]}
-    plain = {key: schema[key] for key in ("type", "enum") if key in schema}
+    plain: dict[str, Any] = {key: schema[key] for key in ("type", "enum") if key in schema}
     if plain["type"] == "integer":
         plain["format"] = "int32"
     if plain["type"] == "number":

@@ -127,7 +127,7 @@ class Store:
                 import psycopg
             except ModuleNotFoundError as error:
                 raise StoreFailed(
-                    f"PostgreSQL needs the package {error.name}: pip install -e '.[gateway,postgres]' -c constraints.txt"
+                    f"PostgreSQL needs {error.name}: pip install -e '.[gateway,postgres]' -c constraints.txt"
                 ) from None
             self._errors = (psycopg.Error,)
             self._connection = psycopg.connect(self.where, autocommit=True, connect_timeout=5)

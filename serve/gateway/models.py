@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from client import InvalidReply, ModelInfo, ModelNotFound, ServerUnavailable, ToxicityError
 from serve.gateway import errors
-from serve.gateway.backend import Client, Threaded
+from serve.gateway.backend import Client, connect
 from serve.gateway.messages import Model
 
 LOAD_S = 120.0
@@ -47,7 +47,7 @@ class Models:
         url: str,
         active: str = "toxicity",
         timeout: float = 5.0,
-        make: Callable[..., Client] = Threaded,
+        make: Callable[..., Client] = connect,
     ) -> None:
         self.url, self.active, self.timeout = url, active, timeout
         self._make = make
@@ -109,7 +109,7 @@ class Models:
             return False
         return bool(reply.ready)
 
-    async def list(self) -> list[Model]:
+    async def listing(self) -> list[Model]:
         """The models that score texts; of those that are not loaded only the name is known."""
         found = []
         parts: set[str] = set()

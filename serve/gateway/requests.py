@@ -25,20 +25,22 @@ async def read(request: Request, form: type[M]) -> M:
     :raises ApiError: with what is wrong.
     """
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout(BODY_S):  # type: ignore[attr-defined]  # mypy checks for Python 3.10, see pyproject
             body = await request.body()
     except TimeoutError:
         raise errors.ApiError(408, "DEADLINE_EXCEEDED", f"The body did not arrive within {BODY_S:g} s.") from None
     except ClientDisconnect:
         raise errors.ApiError(499, "CANCELLED", "The caller left.") from None
     try:
-        return form.model_validate_json(body)
+        found: M = form.model_validate_json(body)
+        return found
     except ValidationError as error:
         if error.errors(include_url=False, include_input=False)[0]["type"] != "json_invalid":
             raise errors.malformed(error) from None
         first = error
     try:
-        return form.model_validate_json(relaxed(body.decode("utf-8")))
+        found = form.model_validate_json(relaxed(body.decode("utf-8")))
+        return found
     except UnicodeDecodeError:
         raise errors.malformed(first) from None
     except ValidationError as second:
