@@ -23,7 +23,7 @@ MAX_VARIANTS = 128
 """Texts that one comment costs at most, itself included: half of them are single words."""
 
 MAX_SENTENCES = 32
-"""Texts that ``sentences`` sends at most, the comment included."""
+"""Texts that ``sentences`` sends at most."""
 
 MAX_TOKENS = 128
 """What a model reads of a comment, unless the caller knows better. A word is at least one token."""
@@ -164,19 +164,24 @@ def joined(text: str, words: Sequence[Word], chosen: Sequence[bool]) -> list[Spa
     return found
 
 
-async def sentences(client: Classifier, text: str, labels: Sequence[str] | None = None) -> list[Span]:
+async def sentences(
+    client: Classifier, text: str, labels: Sequence[str] | None = None, whole: Scored | None = None
+) -> list[Span]:
     """The sentences of ``text``, without the space around them, each with its scores as a text of its own.
 
     A single sentence is the whole text, with its scores. The client is given at most ``MAX_SENTENCES`` texts: what a
     longer comment has beyond them stands together with the last.
 
+    :param whole: the text's own result, where it is known: a single sentence then costs nothing.
     :raises ValueError: for a label that the model does not have.
     """
     places = sentence_places(text)
-    parts = [text] if len(places) == 1 else [text[begin:end] for begin, end in places]
     if not places:
         return []
-    results = await client.classify(parts)
+    if len(places) == 1 and whole is not None:
+        results: Sequence[Scored] = [whole]
+    else:
+        results = await client.classify([text[begin:end] for begin, end in places])
     names = check_labels(labels, results[0].scores)
     return [
         Span(begin, end, {label: result.scores[label] for label in names})

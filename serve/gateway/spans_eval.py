@@ -128,15 +128,13 @@ def measure(model: str, url: str | None, comments: Sequence[Comment], tuning: in
     first, rest = weighed[:tuning], weighed[tuning:]
     rules: dict[str, Any] = {}
     for rule in RULES:
-        best = max(
-            ((least, margin) for least in LEAST for margin in MARGINS),
-            key=lambda settings, rule=rule: mean_f1(first, rule, *settings),
-        )
+        searched = [(mean_f1(first, rule, least, margin), least, margin) for least in LEAST for margin in MARGINS]
+        tuning_f1, *best = max(searched)
         each = [one.f1(rule, *best) for one in rest]
         rules[rule] = {
             "f1": round(statistics.fmean(each), 4),
             "interval_95": interval(each),
-            "tuning_f1": round(mean_f1(first, rule, *best), 4),
+            "tuning_f1": round(tuning_f1, 4),
             "least_log_odds": best[0],
             "margin_log_odds": None if math.isinf(best[1]) else best[1],
         }

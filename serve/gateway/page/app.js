@@ -28,6 +28,7 @@ const text = $("text");
 let models = [], policies = {}, key = "";
 let spans = [], spansOf = "", label = null; // what is highlighted, and for which label alone
 let last = null; // the result shown
+let answered = null; // the text that spans were found of
 let sort = { by: null, down: true };
 let rows = [];
 const kept = new Map(); // results of lines
@@ -91,6 +92,7 @@ function cancel(...names) {
 }
 
 function update(soon) {
+  answered = null;
   cancel("score", "spans", "lines", "say");
   clearTimeout(retry);
   const lines = mode() === "lines";
@@ -128,6 +130,7 @@ async function findSpans(signal) {
     spansOf = asked;
     mark();
     showWords();
+    answered = asked;
     later("say", SAY_AFTER_MS, () => { $("said").textContent = sentence(); });
   } catch (error) { failed(error, () => update(true)); }
 }
