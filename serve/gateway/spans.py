@@ -36,7 +36,7 @@ MARGIN = 3.0
 
 # A run of letters with spaces between ("i d i o t") is one word; so is each sign of a script that writes no spaces.
 _UNSPACED = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]"
-_WORD = re.compile(rf"(?<!\S)\w(?: \w){{2,}}(?!\w)|{_UNSPACED}|(?:(?!{_UNSPACED})\S)+")
+_WORD = re.compile(rf"(?<!\S)\w(?: \w){{2,}}(?!\w)\S*|{_UNSPACED}|(?:(?!{_UNSPACED})\S)+")
 _BEFORE = "\"'“”‘’«»‹›„([{<¿¡"
 _AFTER = "\"'“”‘’«»‹›)]}>.,;:!?…、。！？"
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+|\n")

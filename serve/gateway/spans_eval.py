@@ -159,6 +159,21 @@ def trivial(comments: Sequence[Comment]) -> dict[str, float]:
     }
 
 
+def markdown(report: dict[str, Any]) -> str:
+    """A table of a report: one row for each model and rule, and the trivial answers."""
+    lines = ["| words that count by | model | F1 | 95% interval |", "|---|---|---:|---:|"]
+    for model in report["models"]:
+        rows = {
+            "as served": model["as served"],
+            **{f"{rule}, tuned": each for rule, each in model["rules"].items()},
+        }
+        for name, row in rows.items():
+            low, high = row["interval_95"]
+            lines.append(f"| {name} | `{model['model']}` | {row['f1']:.3f} | {low:.3f} to {high:.3f} |")
+    lines += [f"| {name} | | {value:.3f} | |" for name, value in report["trivial"].items()]
+    return "\n".join(lines)
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m serve.gateway.spans_eval",
