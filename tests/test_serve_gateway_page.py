@@ -46,9 +46,9 @@ class Browser:
             wait_until(lambda: port_file.is_file() and len(port_file.read_text().splitlines()) == 2, 40)
             port = int(port_file.read_text().splitlines()[0])
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            targets = json.load(opener.open(f"http://127.0.0.1:{port}/json/list", timeout=10))
+            targets = json.load(opener.open(f"http://127.0.0.1:{port}/json/list", timeout=60))
             url = next(target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page")
-            self.socket = websocket.create_connection(url, timeout=30)
+            self.socket = websocket.create_connection(url, timeout=60)
         except BaseException:
             self.process.kill()
             self.process.wait()
