@@ -50,7 +50,7 @@ MAX_BYTES = 200_000
 @dataclass
 class Answer:
     code: int
-    headers: dict[str, str]
+    headers: dict[str, str]  # names in lower case
     body: bytes
 
     @property
@@ -95,11 +95,11 @@ class Gateway:
         headers = {"Content-Type": "application/json", **(headers or {})}
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
-                return Answer(reply.status, dict(reply.headers), reply.read())
+            with urllib.request.urlopen(request, timeout=120) as reply:
+                return Answer(reply.status, {k.lower(): v for k, v in reply.headers.items()}, reply.read())
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, dict(error.headers), error.read())
+                return Answer(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read())
 
     def analyze(self, text: str | None = INSULT, attributes: Any = None, **fields: Any) -> Answer:
         asked = {"TOXICITY": {}} if attributes is None else attributes
@@ -546,7 +546,7 @@ def test_postgresql_keeps_suggestions_too(triton: TritonServer, tmp_path: Path) 
             assert gateway.ask(SUGGEST, suggestion("one \x00")).code == 200
             run(*control, "-m", "immediate", "stop")
             refused = gateway.ask(SUGGEST, suggestion("lost"))
-            assert (refused.code, refused.error["status"], "Retry-After" in refused.headers) == (
+            assert (refused.code, refused.error["status"], "retry-after" in refused.headers) == (
                 503,
                 "UNAVAILABLE",
                 True,
@@ -602,7 +602,7 @@ def test_a_key_above_its_rate_is_told_to_wait(guarded: Gateway) -> None:
     assert limited.error["status"] == "RESOURCE_EXHAUSTED"
     assert limited.error["message"].startswith("Quota exceeded for quota metric 'Analysis requests (AnalyzeComment)'")
     assert limited.error["details"][0]["reason"] == "RATE_LIMIT_EXCEEDED"
-    assert int(limited.headers["Retry-After"]) == 1
+    assert int(limited.headers["retry-after"]) == 1
     assert guarded.ask(f"{ANALYZE}?key=a-key-of-site-a", {"comment": {"text": "hi"}}).code == 400  # others are not
     assert 'rate_limited_total{key="slow"}' in guarded.ask("/metrics").body.decode()
     key = Key("k", rate=2.0)
@@ -621,12 +621,12 @@ def test_only_an_admins_key_switches_models(guarded: Gateway) -> None:
 def test_pages_of_named_origins_may_call(guarded: Gateway, gateway: Gateway) -> None:
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     friend = guarded.ask(ANALYZE, headers={"Origin": "https://forum.example", **asked}, method="OPTIONS")
-    assert (friend.code, friend.headers["Access-Control-Allow-Origin"]) == (200, "https://forum.example")
+    assert (friend.code, friend.headers["access-control-allow-origin"]) == (200, "https://forum.example")
     for stranger in (
         guarded.ask(ANALYZE, headers={"Origin": "https://evil.example", **asked}, method="OPTIONS"),
         gateway.ask(ANALYZE, headers={"Origin": "https://forum.example", **asked}, method="OPTIONS"),
     ):
-        assert "Access-Control-Allow-Origin" not in stranger.headers
+        assert "access-control-allow-origin" not in stranger.headers
 
 
 @pytest.mark.triton
@@ -711,12 +711,13 @@ def test_a_switch_loads_and_unloads_without_a_failed_request(gateway: Gateway) -
         while not stop.is_set():
             answer = gateway.ask("/predict", {"text": "hello there"})
             found.append((answer.code, answer.json["results"][0]["model"] if answer.code == 200 else "-"))
+            time.sleep(0.02)
         return found
 
-    with ThreadPoolExecutor(4) as pool:
-        runs = [pool.submit(load) for _ in range(4)]
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(load) for _ in range(3)]
         try:
-            for name, other in (("toxicity_second", "toxicity"), ("toxicity", "toxicity_second")) * 2:
+            for name, other in (("toxicity_second", "toxicity"), ("toxicity", "toxicity_second")):
                 answer = gateway.ask("/models/switch", {"model": name, "unload": True})
                 assert (answer.code, answer.json["active"], answer.json["previous"]) == (200, name, other)
                 ready = {m["name"]: m["ready"] for m in gateway.ask("/models").json["models"]}
@@ -839,9 +840,20 @@ def test_fuzzing_the_description_finds_no_server_error(gateway: Gateway) -> None
     schemathesis = Path(sys.executable).parent / "schemathesis"
     if not schemathesis.is_file():
         pytest.skip("schemathesis is not installed")
-    examples = os.environ.get("TRITOX_FUZZ_EXAMPLES", "10")
+    examples = os.environ.get("TRITOX_FUZZ_EXAMPLES", "5")
     command = [str(schemathesis), "run", f"{gateway.url}/openapi.json", "--checks", "not_a_server_error"]
-    command += ["--max-examples", examples, "--seed", "7", "--generation-database", "none", "--request-timeout", "30"]
+    command += [
+        "--phases",
+        "coverage,fuzzing",
+        "--max-examples",
+        examples,
+        "--seed",
+        "7",
+        "--generation-database",
+        "none",
+        "--request-timeout",
+        "30",
+    ]
     command += ["--exclude-path", "/docs", "--no-color"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
     assert done.returncode == 0, done.stdout[-5000:]
@@ -853,6 +865,36 @@ def test_other_paths_and_methods_are_refused_in_the_same_form(gateway: Gateway) 
     assert gateway.ask("/v1alpha1/comments:nothing", {}).error["status"] == "NOT_FOUND"
     assert gateway.ask(ANALYZE).code == 405
     assert gateway.ask("/$discovery/rest?version=v9").code == 404
+
+
+@pytest.mark.triton
+def test_one_command_starts_both(tmp_path: Path) -> None:
+    """And Ctrl-C stops both."""
+    free = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    options = ["--port", "0", "--feedback", str(tmp_path / "feedback.sqlite"), "--timeout", "20"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve", *free, "--gateway", "--", *options],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "TRITOX_GATEWAY_KEYS"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        assert line.startswith("gateway: http://127.0.0.1:"), process.stderr.read()
+        body = json.dumps({"text": INSULT, "policy": "standard"}).encode()
+        request = urllib.request.Request(f"{line.split()[1]}/predict", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            (result,) = json.load(reply)["results"]
+        assert result["decision"]["action"] == "block"
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to both
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
 
 
 # --- without Triton. This test is the last one: it kills the module's server.
@@ -868,14 +910,13 @@ def test_when_triton_dies_callers_are_told_to_come_back_and_it_recovers(triton: 
             start = time.monotonic()
             answer = gateway.analyze()
             took = time.monotonic() - start
-            found.append((start, answer.code, took, "Retry-After" in answer.headers))
-            if answer.code != 200:
-                time.sleep(0.05)
+            found.append((start, answer.code, took, "retry-after" in answer.headers))
+            time.sleep(0.05)  # so that it is not refused for being busy
         return found
 
     assert triton._process is not None
-    with ThreadPoolExecutor(8) as pool:
-        runs = [pool.submit(load) for _ in range(8)]
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(load) for _ in range(3)]
         try:
             time.sleep(1)
             os.killpg(triton._process.pid, signal.SIGKILL)
@@ -893,7 +934,7 @@ def test_when_triton_dies_callers_are_told_to_come_back_and_it_recovers(triton: 
             with again:
                 deadline = time.monotonic() + 15
                 while gateway.analyze().code != 200:
-                    assert time.monotonic() < deadline
+                    assert time.monotonic() < deadline, "the gateway did not find the server again"
                     time.sleep(0.1)
                 recovered = time.monotonic()
                 assert gateway.ask("/readyz").code == 200

@@ -6,6 +6,7 @@ import argparse
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -110,6 +111,9 @@ def main(argv: list[str] | None = None) -> int:
     shown = f"[{host}]" if ":" in host else host
     print(f"gateway: http://{shown}:{port} (docs at /docs), Triton {arguments.triton}", flush=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn has its own while it runs: it ends what is under way, and passes the signal on
+        signal.signal(number, lambda *_: sys.exit(0))
     try:
         http_server(create(settings)).run([listening])
     finally:

@@ -156,10 +156,11 @@ class Models:
                 info = await client.info()
                 await client.classify(["hello"])  # that it answers is seen before it must
             previous, self.active = self.active, name
-            if unload and previous != name and (old := self._served.pop(previous, None)):
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(old.idle.wait(), self.timeout)
-                await old.client.close()
+            if unload and previous != name:
+                if old := self._served.pop(previous, None):
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(old.idle.wait(), self.timeout)
+                    await old.client.close()
                 await self._control("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=previous))
             return info, previous
 
