@@ -198,23 +198,26 @@ def test_ends_of_spans_count_utf16_units_of_the_text(gateway: Gateway) -> None:
 
 
 @pytest.mark.triton
-def test_span_annotations_are_what_the_finder_of_spans_says(
-    triton: TritonServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def spans(client: Any, text: str, labels: list[str]) -> list[tuple[int, int, dict[str, float]]]:
-        assert (await client.info()).name == "toxicity"
-        begin = text.index("idiot")
-        return [(begin, begin + 5, dict.fromkeys(labels, 0.75))]
+def test_span_annotations_are_sentences_with_scores_of_their_own(gateway: Gateway) -> None:
+    text = "\U0001f600 Hello there. You idiot!"
+    scores = gateway.analyze(text, {"INSULT": {}}, spanAnnotations=True).json["attributeScores"]["INSULT"]
+    friendly, rude = scores["spanScores"]
+    assert (friendly["begin"], friendly["end"]) == (0, 15)
+    assert (rude["begin"], rude["end"]) == (16, 26), "in UTF-16 units"
+    assert friendly["score"]["value"] < 0.1 < 0.8 < rude["score"]["value"]
+    scores = gateway.analyze(INSULT, spanAnnotations=True).json["attributeScores"]["TOXICITY"]
+    assert scores["spanScores"] == [{"begin": 0, "end": len(INSULT), "score": scores["summaryScore"]}]
 
-    monkeypatch.setattr("serve.gateway.app.find_spans", lambda: spans)
-    with Gateway(Settings(triton.grpc_url, timeout=10)) as gateway:
-        text = "\U0001f600 you idiot"
-        scores = gateway.analyze(text, {"INSULT": {}}, spanAnnotations=True).json["attributeScores"]["INSULT"]
-        score = {"value": 0.75, "type": "PROBABILITY"}
-        assert scores["spanScores"] == [{"begin": 7, "end": 12, "score": score}]
-        assert scores["summaryScore"]["value"] != 0.75
-        result = gateway.ask("/predict", {"text": text, "spans": True}).json["results"][0]
-        assert result["spans"] == [{"begin": 7, "end": 12, "scores": dict.fromkeys(LABELS, 0.75)}]
+
+@pytest.mark.triton
+def test_spans_of_the_plain_api_are_words(gateway: Gateway) -> None:
+    result = gateway.ask("/predict", {"text": "\U0001f600 you idiot", "spans": True}).json["results"][0]
+    (span,) = result["spans"]
+    assert (span["begin"], span["end"]) == (7, 12), "in UTF-16 units"
+    assert list(span["scores"]) == list(LABELS) and span["scores"]["insult"] > 0.5
+    assert "spans" not in gateway.ask("/predict", {"text": "you idiot"}).json["results"][0]
+    many = gateway.ask("/predict", {"texts": ["a"] * 9, "spans": True})
+    assert many.code == 400 and "at most 8" in many.error["message"]
 
 
 @pytest.mark.triton

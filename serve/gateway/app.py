@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -28,12 +26,14 @@ from serve.gateway.gate import Gate, Keys
 from serve.gateway.metrics import Metrics
 from serve.gateway.models import Models, milliseconds
 from serve.gateway.requests import read
+from serve.gateway.spans import sentences, spans
 
 log = logging.getLogger("tritox.gateway")
 
 PAGE = Path(__file__).parent / "page"
 MAX_TEXTS = 1000
 MAX_SPAN_TEXTS = 8
+"""With ``spans``: each text costs many."""
 REQUESTS = (
     messages.AnalyzeCommentRequest,
     messages.SuggestCommentScoreRequest,
@@ -83,7 +83,6 @@ def create(settings: Settings) -> FastAPI:
     """The application. Nothing is sent before its first request."""
     models = Models(settings.triton, settings.model, settings.timeout)
     metrics = Metrics()
-    spans = find_spans()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -147,8 +146,8 @@ def create(settings: Settings) -> FastAPI:
             result = await client.score(analysis.text)
             metrics.texts += 1
             found = None
-            if asked.span_annotations and spans and analysis.labels:
-                found = await spans(client, analysis.text, list(dict.fromkeys(analysis.labels.values())))
+            if asked.span_annotations and analysis.labels:
+                found = await sentences(client, analysis.text, list(dict.fromkeys(analysis.labels.values())), result)
         return Response(errors.dumps(perspective.reply(asked, analysis, result, found)), media_type="application/json")
 
     @app.post(
@@ -210,11 +209,11 @@ def create(settings: Settings) -> FastAPI:
                 prediction = plain(result)
                 if policy is not None:
                     prediction["decision"] = policy.decide(result).to_dict()
-                if asked.spans and spans:
+                if asked.spans:
                     units = perspective.utf16(text)
                     prediction["spans"] = [
                         {"begin": units(begin), "end": units(end), "scores": {k: round(v, 6) for k, v in each.items()}}
-                        for begin, end, each in await spans(client, text, list(result.scores))
+                        for begin, end, each in await spans(client, text, max_tokens=(await client.info()).max_tokens)
                     ]
                 predictions.append(prediction)
         answer = {"results": predictions, "took_ms": milliseconds(start)}
@@ -283,15 +282,6 @@ def create(settings: Settings) -> FastAPI:
             return JSONResponse({"docs": "/docs", "attributes": attributes.LABELS})
 
     return app
-
-
-def find_spans() -> perspective.Spans | None:
-    """What finds the parts of a text that made its score, where it is there."""
-    if importlib.util.find_spec("serve.gateway.spans") is None:
-        return None
-    module = importlib.import_module("serve.gateway.spans")
-    found: perspective.Spans = module.spans
-    return found
 
 
 def plain(result: Result) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from client import ModelInfo, Result
 from serve.gateway import attributes, errors, languages
@@ -23,23 +23,6 @@ MAX_TEXT_BYTES = 20480
 DIGITS = 7
 PLAIN = (None, "TEXT_TYPE_UNSPECIFIED", "PLAIN_TEXT")
 PROBABILITY = (None, "SCORE_TYPE_UNSPECIFIED", "PROBABILITY")
-
-
-@dataclass(frozen=True)
-class SpanFound:
-    """A part of a text; ``begin`` and ``end`` count Unicode characters, ``end`` is exclusive."""
-
-    begin: int
-    end: int
-    scores: dict[str, float]
-
-
-class Spans(Protocol):
-    """``serve.gateway.spans.spans``."""
-
-    async def __call__(self, client: Any, text: str, labels: Sequence[str]) -> list[tuple[int, int, dict[str, float]]]:
-        """:returns: begin and end in Unicode characters, and a score for each label."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -133,7 +116,7 @@ def reply(
     result: Result,
     found: Sequence[tuple[int, int, dict[str, float]]] | None,
 ) -> dict[str, Any]:
-    """:param found: spans of the text; None where they were not asked for, then the whole text is one, as it was."""
+    """:param found: sentences of the text; None where they were not asked for, then the whole text is one span."""
     assert request.requested_attributes is not None
     units = utf16(analysis.text)
     scores: dict[str, Any] = {}
@@ -226,4 +209,4 @@ def _value(name: str, score: Score) -> float:
     return score.value
 
 
-__all__ = ["Analysis", "AttributeScores", "Rules", "Spans", "Suggestion", "check", "check_suggestion", "reply", "utf16"]
+__all__ = ["Analysis", "AttributeScores", "Rules", "Suggestion", "check", "check_suggestion", "reply", "utf16"]
