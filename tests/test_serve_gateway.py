@@ -877,6 +877,7 @@ def test_fuzzing_the_description_finds_no_server_error(gateway: Gateway) -> None
 def test_other_paths_and_methods_are_refused_in_the_same_form(gateway: Gateway) -> None:
     assert gateway.ask("/v1alpha1/comments:nothing", {}).error["status"] == "NOT_FOUND"
     assert gateway.ask(ANALYZE).code == 405
+    assert (gateway.ask("/").code, gateway.ask("/app.js").code, gateway.ask("/__init__.py").code) == (200, 200, 404)
     assert gateway.ask("/$discovery/rest?version=v9").code == 404
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import FileResponse, PlainTextResponse, Response
 
 from client import Result, ToxicityError
 from client.policy import InvalidPolicy, Policy
-from serve.gateway import attributes, discovery, errors, messages, perspective
+from serve.gateway import discovery, errors, messages, perspective
 from serve.gateway.feedback import Origin, Store, StoreFailed
 from serve.gateway.gate import Gate, Keys
 from serve.gateway.metrics import Metrics
@@ -273,15 +272,17 @@ def create(settings: Settings) -> FastAPI:
         """For Prometheus."""
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
 
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
-    else:
-
-        @app.get("/", include_in_schema=False)
-        async def index() -> Response:
-            return JSONResponse({"docs": "/docs", "attributes": attributes.LABELS})
-
+    # one route a file: a folder mounted at / would answer for every path and method that is not there
+    for file in sorted(PAGE.iterdir()):
+        app.add_route("/" if file.name == "index.html" else f"/{file.name}", file_of(file), include_in_schema=False)
     return app
+
+
+def file_of(path: Path) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        return FileResponse(path)
+
+    return answer
 
 
 def plain(result: Result) -> dict[str, Any]:
