@@ -3,6 +3,7 @@
 # make check    lint and types
 # make e2e      train, export, serve, score and load-test a small model
 # make bench    load-test the starter model against loadtest/slo.yaml
+# make fuzz     look for server errors of the gateway, for long
 # make ray      bulk scoring on a real Ray cluster of this machine
 # make slow     tests of speeds, for an idle machine
 # make race     throughput: the bare encoder, this server, and rivals (make rivals installs those)
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FREE := --grpc-port 0 --http-port 0 --metrics-port 0
 
-.PHONY: demo install test check e2e bench ray slow race rivals clean
+.PHONY: demo install test check e2e bench ray slow race rivals fuzz clean
 
 demo: $(VENV)/.serve
 	@$(BIN)/python -m serve $(FREE) -- $(BIN)/python -m client.demo
@@ -46,6 +47,9 @@ race: $(VENV)/.dev
 
 rivals: $(VENV)/.dev
 	$(BIN)/python -m loadtest.rivals install
+
+fuzz: $(VENV)/.dev
+	TRITOX_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest --timeout 0 tests/test_serve_gateway.py -k fuzzing
 
 clean:
 	rm -rf $(VENV) .rivals *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

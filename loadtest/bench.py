@@ -35,6 +35,7 @@ from loadtest.contenders import (
     RIVALS,
     Contender,
     ContenderFailed,
+    Gateway,
     Limit,
     Served,
     SharedServer,
@@ -143,7 +144,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--artifact", type=Path, default=Path("artifacts/starter"), help="what the rivals serve")
     parser.add_argument("--corpus", type=Path, help="JSON lines of text and scores, or text; by default the artifact's")
     parser.add_argument("--comments", type=_count, default=4096, help="of the corpus, drawn at random")
-    parser.add_argument("--contenders", type=_names, help="of limit, tritox and the rivals; by default all installed")
+    parser.add_argument(
+        "--contenders",
+        type=_names,
+        help="of limit, tritox, gateway and the rivals; by default all installed but gateway",
+    )
     parser.add_argument("--requests", type=_sizes, default=[1, 16], help="comments in a request, such as 1,16,64")
     parser.add_argument("--clients", type=_count, default=16, help="requests under way at the same time")
     parser.add_argument("--connections", type=_count, default=4, help="gRPC connections that they share")
@@ -196,11 +201,13 @@ def run(arguments: argparse.Namespace, command: str) -> None:
         encoder = Encoder.of(repository, models[0])
         shared = SharedServer(repository)
         ours = [Tritox(shared, model, f"{models[0]}_encoder") for model in models]
-        wanted = check_names(arguments.contenders, ["limit", *(c.name for c in ours), *RIVALS])
+        wanted = check_names(arguments.contenders, ["limit", *(c.name for c in ours), "gateway", *RIVALS])
         settings = read_settings(arguments.settings)
         traffic = read_traffic(arguments, encoder)
         missing: dict[str, str] = {}
         contenders: list[Contender] = [Limit(encoder, traffic.texts), *ours]
+        if wanted is not None and "gateway" in wanted:  # a path to our server, so only where it is asked for
+            contenders.append(Gateway(ours[0]))
         if not arguments.near_empty and (wanted is None or set(wanted) & set(RIVALS)):
             contenders += find_rivals(arguments, encoder, traffic, scratch / "rival", missing)
         chosen = [c for c in contenders if wanted is None or c.name in wanted]
@@ -419,7 +426,7 @@ def take_turn(
         contender.protocol,
         contender.host,
         contender.port,
-        contender.path,
+        contender.path_of(size),
         [contender.body(part) for part in texts],
         [size] * len(texts),
         clients=arguments.clients,

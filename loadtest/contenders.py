@@ -107,6 +107,10 @@ class Served(Contender):
     port = 0
     root = 0
 
+    def path_of(self, size: int) -> str:
+        """Where requests of so many comments go."""
+        return self.path
+
     def body(self, texts: Sequence[str]) -> bytes:
         return json_body({"texts": list(texts)})
 
@@ -243,6 +247,86 @@ def _summary(config: Path) -> dict[str, Any]:
     chosen = ("max_batch_size", "instance_group", "dynamic_batching")
     threads = whole.get("parameters", {}).get("intra_op_thread_count", {}).get("string_value")
     return {**{key: whole[key] for key in chosen if key in whole}, "intra_op_thread_count": threads}
+
+
+class Gateway(Served):
+    """The HTTP gateway in front of our server: Perspective's call for one comment, the plain API for many."""
+
+    path = "/predict"
+    note = "CPU and memory are the gateway's alone, without Triton's"
+    attributes = ("TOXICITY", "SEVERE_TOXICITY", "PROFANITY", "THREAT", "INSULT", "IDENTITY_ATTACK")
+    """In the order of the model's labels."""
+
+    def __init__(self, triton: Tritox) -> None:
+        super().__init__("gateway", {"model": triton.model})
+        self.triton = triton
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.triton.start()
+        self.triton.resume()
+        self.port = free_port()
+        url = self.triton.shared.start().grpc_url
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "serve.gateway", "--triton", url, "--model", self.triton.model, "--quiet"),
+                *("--port", str(self.port), "--timeout", "30", "--feedback", "none"),
+            ],
+            env={k: v for k, v in os.environ.items() if k != "TRITOX_GATEWAY_KEYS"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=processes.die_with_parent,
+        )
+        self.root = self._process.pid
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://{self.host}:{self.port}/readyz", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        code = self._process.poll()
+        self.stop()
+        raise ContenderFailed(
+            "the gateway is not ready" + ("" if code is None else f": it ended with exit code {code}")
+        )
+
+    def stop(self) -> None:
+        if self._process is not None:
+            processes.resume(self.root)
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        self.triton.stop()
+
+    def pause(self) -> None:
+        super().pause()
+        self.triton.pause()
+
+    def resume(self) -> None:
+        self.triton.resume()
+        super().resume()
+
+    def path_of(self, size: int) -> str:
+        return "/v1alpha1/comments:analyze" if size == 1 else self.path
+
+    def body(self, texts: Sequence[str]) -> bytes:
+        texts = [text.encode("utf-8", "replace").decode() for text in texts]
+        if len(texts) > 1:
+            return json_body({"texts": texts})
+        requested: dict[str, Any] = {name: {} for name in self.attributes}
+        return json_body({"comment": {"text": texts[0]}, "languages": ["en"], "requestedAttributes": requested})
+
+    def scores(self, body: bytes) -> np.ndarray:
+        found = json.loads(body)
+        if "results" in found:
+            return np.array([list(result["scores"].values()) for result in found["results"]])
+        return np.array([[found["attributeScores"][name]["summaryScore"]["value"] for name in self.attributes]])
 
 
 class Rival(Served):

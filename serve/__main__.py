@@ -34,6 +34,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--http-port", type=int, default=8000, help="0 takes a free port")
     p.add_argument("--metrics-port", type=int, default=8002, help="0 takes a free port")
     p.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="what of Triton's log to show")
+    p.add_argument("--model-control", action="store_true", help="let callers load and unload models")
+    p.add_argument(
+        "--gateway",
+        action="store_true",
+        help="start the HTTP gateway with it (and --model-control), on port 8080; what follows -- are its options",
+    )
     p.add_argument("command", nargs="*", metavar="-- COMMAND", help="run this once the server is ready")
     return p
 
@@ -49,7 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         http_port=arguments.http_port,
         metrics_port=arguments.metrics_port,
         log_level=arguments.log_level,
+        model_control=arguments.model_control or arguments.gateway,
     )
+    if arguments.gateway:
+        arguments.command = [sys.executable, "-m", "serve.gateway", *arguments.command]
     say = sys.stderr if arguments.command else sys.stdout
     try:
         print(f"starting Triton on {arguments.repository} ...", file=say, flush=True)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -18,26 +19,29 @@ from conftest import ROOT
 from serve.server import TritonServer
 
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
+GATEWAY = (ROOT / "docker/Dockerfile.gateway").read_text()
 
 
-def instruction(name: str) -> list[str]:
+def instruction(name: str, dockerfile: str = DOCKERFILE) -> list[str]:
     """The JSON form of an instruction such as ENTRYPOINT."""
-    match = re.search(rf"^{name} (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    match = re.search(rf"^{name} (\[.*\])$", dockerfile, re.MULTILINE)
     assert match, name
     return list(json.loads(match[1]))
 
 
-def test_hadolint_has_no_complaint() -> None:
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gateway"])
+def test_hadolint_has_no_complaint(name: str) -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
-    result = subprocess.run([hadolint, ROOT / "docker/Dockerfile"], capture_output=True, text=True, check=False)
+    result = subprocess.run([hadolint, ROOT / "docker" / name], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "")
 
 
-def test_pins_are_those_of_the_constraints() -> None:
+@pytest.mark.parametrize("dockerfile", [DOCKERFILE, GATEWAY])
+def test_pins_are_those_of_the_constraints(dockerfile: str) -> None:
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = re.findall(r"[\w-]+==[\w.]+", DOCKERFILE)
+    pins = re.findall(r"[\w-]+(?:\[\w+\])?==[\w.]+", dockerfile)
     assert pins
-    assert set(pins) <= set(constraints)
+    assert {re.sub(r"\[\w+\]", "", pin) for pin in pins} <= set(constraints)
 
 
 @pytest.mark.triton
@@ -77,3 +81,43 @@ def test_compose_builds_the_same_image_and_publishes_on_loopback_only() -> None:
     exposed = re.search(r"^EXPOSE (.*)$", DOCKERFILE, re.MULTILINE)
     assert exposed
     assert service["ports"] == [f"127.0.0.1:{port}:{port}" for port in exposed[1].split()]
+
+
+def test_the_gateways_start_command_runs_from_what_its_image_copies(tmp_path: Path) -> None:
+    for source, target in re.findall(r"^COPY (\S+) (\S+)$", GATEWAY, re.MULTILINE):
+        shutil.copytree(ROOT / source, tmp_path / target, ignore=shutil.ignore_patterns("__pycache__"))
+        assert f"!{source.rstrip('/')}" in (ROOT / ".dockerignore").read_text().split()
+    options = instruction("CMD", GATEWAY)
+    assert options == ["--host", "0.0.0.0", "--feedback", "/data/feedback.sqlite"]
+    options[-1] = str(tmp_path / "feedback.sqlite")  # the image's folder is not here
+    process = subprocess.Popen(
+        [sys.executable, *instruction("ENTRYPOINT", GATEWAY)[1:], *options, "--port", "0", "--triton", "127.0.0.1:1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "TRITOX_GATEWAY_KEYS": "0123456789abcdef"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        port = re.search(r":(\d+) ", process.stdout.readline())
+        assert port
+        address = f"http://127.0.0.1:{port[1]}"
+        with urllib.request.urlopen(f"{address}/healthz", timeout=30) as reply:
+            assert reply.read() == b"ok\n"
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"{address}/models", timeout=30)
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_the_gateway_in_compose_waits_for_triton_and_is_published_on_loopback_only() -> None:
+    services = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
+    gateway = services["gateway"]
+    assert (ROOT / "docker" / gateway["build"]["context"] / gateway["build"]["dockerfile"]).resolve() == (
+        ROOT / "docker/Dockerfile.gateway"
+    )
+    assert gateway["ports"] == ["127.0.0.1:8080:8080"] and "EXPOSE 8080" in GATEWAY
+    assert gateway["environment"]["TRITOX_URL"] == "triton:8001"
+    assert gateway["depends_on"]["triton"]["condition"] == "service_healthy"

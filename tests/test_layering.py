@@ -19,7 +19,7 @@ ALLOWED = {
         *("train.artifact", "train.data", "train.metrics", "train.bias", "train.hatecheck", "train.augment"),
         *("train.model", "train.linear", "train.hashing"),
     },
-    "serve": set(),
+    "serve": {"client"},  # the gateway alone
     "client": set(),
     # the benchmark starts the server, reads the version that is served, and writes the artifact's model for rivals
     "loadtest": {"client", "serve.server", "export.triton", "export.near_empty", "train.artifact"},
@@ -62,6 +62,11 @@ def test_what_serves_needs_nothing_that_trains(folder: str) -> None:
         assert not {name.split(".")[0] for name in imports(file)} & HEAVY, file
 
 
+def test_only_the_gateway_of_serve_needs_the_client() -> None:
+    users = {file for file in (ROOT / "serve").rglob("*.py") if any(n.startswith("client") for n in imports(file))}
+    assert users and all(ROOT / "serve/gateway" in file.parents for file in users)
+
+
 def test_weights_are_loaded_only_where_the_graph_is_built() -> None:
     weights = ("train.model", "train.linear")
     users = {f.name for f in (ROOT / "export").rglob("*.py") if any(n.startswith(weights) for n in imports(f))}
@@ -84,12 +89,14 @@ def test_a_missing_extra_is_named() -> None:
         ("export.onnx", "onnx", "export"),
         ("client", "tritonclient", "client"),
         ("loadtest", "locust", "loadtest"),
+        ("serve.gateway", "fastapi", "gateway"),
     ]:
         arguments = {
             "train": ["fit", "--data", "x.csv", "--out", "y"],
             "export.onnx": ["--quantize", "none"],
             "client": ["some text"],
             "loadtest": ["run"],
+            "serve.gateway": [],
         }[module]
         code = (
             "import runpy, sys\n"

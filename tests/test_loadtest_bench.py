@@ -319,7 +319,7 @@ def test_a_near_empty_encoder_gives_answers_that_can_be_checked(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--contenders", "limit,nginx"], "--contenders has nginx, known are limit, tritox, fastapi"),
+        (["--contenders", "limit,nginx"], "--contenders has nginx, known are limit, tritox, gateway, fastapi"),
         (
             ["--contenders", "limit,mosec", "--requests", "1", "--artifact", "none", "--corpus", "{corpus}"],
             "contenders",

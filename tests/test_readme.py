@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from loadtest.report import table
 from loadtest.slo import Measured, Verdict
+from serve.gateway import spans_eval
 from train.evaluate import markdown
 
 README = (ROOT / "README.md").read_text()
@@ -37,6 +38,15 @@ def test_the_load_test_is_the_measured_one() -> None:
     assert block("load") == f"```\n{lines}\n```"
 
 
+def test_the_agreement_of_spans_is_the_measured_one() -> None:
+    result = json.loads((ROOT / "serve/gateway/results/spans.json").read_text())
+    assert block("spans") == spans_eval.markdown(result)
+    assert f"in {result['comments_measured']} toxic comments" in README.replace("\n", " ")
+    assert f"searched on {result['comments_tuned_on']} others" in README.replace("\n", " ")
+    starter, linear = result["models"]
+    assert starter["as served"]["f1"] > linear["as served"]["f1"], "it must beat the linear model"
+
+
 def test_numbers_of_the_export_are_the_published_versions() -> None:
     report = json.loads((ROOT / "model_repository/toxicity/1/export.json").read_text())
     parity, training = report["parity"]["int8"], report["training"]
@@ -56,7 +66,8 @@ def test_every_linked_file_exists() -> None:
     ["train", *(f"train {c}" for c in ("fit", "eval", "tune", "calibrate", "predict", "compare", "results", "bench"))]
     + ["export.onnx", "export.results", "export.scoremap", "export.cascade"]
     + [f"export.repository {c}" for c in ("list", "promote", "rollback", "prune", "verify")]
-    + ["serve", "client", "client.policy", "loadtest run", "loadtest dry-run"]
+    + ["serve", "serve.gateway", "serve.gateway.feedback", "serve.gateway.spans_eval", "client", "client.policy"]
+    + ["loadtest run", "loadtest dry-run"]
     + [f"loadtest.{name}" for name in ("poisson", "capacity", "stall", "responder")],
 )
 def test_every_command_shown_has_help(module: str) -> None:

@@ -1,0 +1,24 @@
+"""What the gateway asks of a client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from client import AsyncToxicityClient, ModelInfo, Result
+
+
+class Client(Protocol):
+    """The part of :class:`client.AsyncToxicityClient` that is used here; ``score`` joins comments of many callers."""
+
+    async def score(self, text: str, timeout: float | None = None) -> Result: ...
+
+    async def classify(self, texts: Sequence[str], timeout: float | None = None) -> list[Result]: ...
+
+    async def info(self, timeout: float | None = None) -> ModelInfo: ...
+
+    async def close(self, grace: float = 5.0) -> None: ...
+
+
+def connect(url: str, *, model: str, timeout: float) -> Client:
+    return AsyncToxicityClient(url, model=model, timeout=timeout)
