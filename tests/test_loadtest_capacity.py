@@ -143,12 +143,12 @@ def test_what_cannot_run_is_one_line(options: list[str], message: str, capsys: p
 
 def test_a_stub_is_searched_and_a_plan_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On any machine: a stub can be slower than it says, and never faster."""
-    known = 250.0  # requests/s: two workers that take 8 ms
+    known = 500.0  # requests/s: four workers that take 8 ms
     slo, out = tmp_path / "slo.yaml", tmp_path / "x.json"
     slo.write_text("p99_ms: 5000\nmax_error_rate: 0\nmin_requests_per_s: 1000000\n")
-    with Responder("model", service_s=2 / known, parallel=2) as stub:
-        options = ["--url", stub.url, "--slo", str(slo), "--seconds", "0.6", "--settle", "0.1", "--json", str(out)]
-        code = capacity.main([*options, "--start-rate", "200", "--precision", "0.5", "--target", "5000"])
+    with Responder("model", service_s=4 / known, parallel=4) as stub:
+        options = ["--url", stub.url, "--slo", str(slo), "--seconds", "0.4", "--settle", "0.05", "--json", str(out)]
+        code = capacity.main([*options, "--start-rate", "350", "--precision", "0.5", "--target", "5000"])
     said, result = capsys.readouterr(), json.loads(out.read_text())
     (found,) = result["capacity"]
     probes = found["probes"]
