@@ -54,8 +54,8 @@ def render(folder: Path = FOLDER) -> str:
         cost = json.loads((folder / THROUGHPUT).read_text(encoding="utf-8"))
         parts += [
             f"## What training costs\n\nAt full size with random weights where the real ones are not needed, on "
-            f"{cost['machine']}, {cost['threads']} threads; linear models are fitted whole, of transformers these are the first "
-            "steps, their slow start included: a whole run is faster.",
+            f"{cost['machine']}, {cost['threads']} threads; linear models are fitted whole, of transformers these are "
+            "the first steps, their slow start included: a whole run is faster.",
             bench.markdown(cost),
         ]
     return "\n\n".join(parts) + "\n"
