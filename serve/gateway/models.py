@@ -104,7 +104,8 @@ class Models:
     async def ready(self) -> bool:
         """Whether the active model can answer."""
         try:
-            reply = await self._ask("ModelReady", pb.ModelReadyRequest(name=self.active), PROBE_S)
+            # waits for the connection, which is not tried at every moment: a server that came back is not called dead
+            reply = await self._ask("ModelReady", pb.ModelReadyRequest(name=self.active), PROBE_S, wait=True)
         except grpc.RpcError:
             return False
         return bool(reply.ready)
@@ -201,11 +202,11 @@ class Models:
             raise _failed(error) from None
         return list(reply.models)
 
-    async def _ask(self, method: str, request: Any, timeout: float) -> Any:
+    async def _ask(self, method: str, request: Any, timeout: float, wait: bool = False) -> Any:
         if self._channel is None:  # made where the event loop runs
             self._channel = grpc.aio.insecure_channel(self.url, options=[("grpc.max_reconnect_backoff_ms", 1000)])
         stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        return await getattr(stub, method)(request, timeout=timeout)
+        return await getattr(stub, method)(request, timeout=timeout, wait_for_ready=wait)
 
 
 def _failed(error: grpc.RpcError) -> ToxicityError:
