@@ -18,6 +18,7 @@ from pathlib import Path
 
 from loadtest.processes import die_with_parent
 from loadtest.shapes import SHAPES
+from loadtest.traffic import whole
 
 ROOT = Path(__file__).parents[1]
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     run.add_argument("--url", help="host:port of the server's gRPC port; by default $TRITOX_URL, else 127.0.0.1:8001")
-    run.add_argument("--users", type=_count, default=8, help="requests under way at the same time")
+    run.add_argument("--users", type=whole, default=8, help="requests under way at the same time")
     run.add_argument("--spawn-rate", type=float, default=100.0, help="users to start per second")
     run.add_argument("--duration", type=_duration, default="30s", help="such as 30s or 2m")
     run.add_argument("--shape", choices=SHAPES, default="steady", help="how the number of users changes")
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         default="batch",
         help="one comment a request, --batch, or both",
     )
-    run.add_argument("--batch", type=_count, default=1, help="comments in each request")
+    run.add_argument("--batch", type=whole, default=1, help="comments in each request")
     run.add_argument("--corpus", type=Path, help="text file, a comment a line, or CSV; by default made-up comments")
     run.add_argument("--mix", default="plain", help="plain, life, or shares of repeats, foreign, attacks")
     run.add_argument("--seed", type=int, default=0, help="of what is made up")
@@ -80,10 +81,10 @@ def parser() -> argparse.ArgumentParser:
         "--web", type=int, nargs="?", const=WEB_PORT, metavar="PORT", help="watch it live in a browser, until Ctrl-C"
     )
     many = run.add_argument_group("several processes").add_mutually_exclusive_group()
-    many.add_argument("--workers", type=_count, help="start so many processes here, and add up what they saw")
+    many.add_argument("--workers", type=whole, help="start so many processes here, and add up what they saw")
     many.add_argument("--master", action="store_true", help="wait for --expect-workers on other machines")
     many.add_argument("--worker", metavar="HOST[:PORT]", help="of a master; it says what to send, and to whom")
-    run.add_argument("--expect-workers", type=_count, default=1, help="of a master")
+    run.add_argument("--expect-workers", type=whole, default=1, help="of a master")
     run.add_argument("--port", type=int, default=MASTER_PORT, help="of a master")
     dry = commands.add_parser(
         "dry-run",
@@ -91,8 +92,8 @@ def parser() -> argparse.ArgumentParser:
         description="Exits with 0 when the counts are equal to what the stub server saw.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    dry.add_argument("--workers", type=_count, default=8)
-    dry.add_argument("--users", type=_count, default=16, help="of all workers together")
+    dry.add_argument("--workers", type=whole, default=8)
+    dry.add_argument("--users", type=whole, default=16, help="of all workers together")
     dry.add_argument("--duration", type=_duration, default="5s", help="such as 30s or 2m")
     dry.add_argument("--service-ms", type=float, default=20.0, help="that the stub server takes for each request")
     return p
@@ -141,12 +142,6 @@ def _installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def _duration(text: str) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from loadtest import bench_report, corpus, processes, responder
+from loadtest import bench_report, corpus, processes, responder, traffic
 from loadtest.contenders import (
     CORES,
     RIVALS,
@@ -143,17 +143,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--artifact", type=Path, default=Path("artifacts/starter"), help="what the rivals serve")
     parser.add_argument("--corpus", type=Path, help="JSON lines of text and scores, or text; by default the artifact's")
-    parser.add_argument("--comments", type=_count, default=4096, help="of the corpus, drawn at random")
+    parser.add_argument("--comments", type=traffic.whole, default=4096, help="of the corpus, drawn at random")
     parser.add_argument(
         "--contenders",
         type=_names,
         help="of limit, tritox, gateway and the rivals; by default all installed but gateway",
     )
     parser.add_argument("--requests", type=_sizes, default=[1, 16], help="comments in a request, such as 1,16,64")
-    parser.add_argument("--clients", type=_count, default=16, help="requests under way at the same time")
-    parser.add_argument("--connections", type=_count, default=4, help="gRPC connections that they share")
-    parser.add_argument("--generators", type=_count, default=1, help="processes of the load generator")
-    parser.add_argument("--rounds", type=_count, default=5)
+    parser.add_argument("--clients", type=traffic.whole, default=16, help="requests under way at the same time")
+    parser.add_argument("--connections", type=traffic.whole, default=4, help="gRPC connections that they share")
+    parser.add_argument("--generators", type=traffic.whole, default=1, help="processes of the load generator")
+    parser.add_argument("--rounds", type=traffic.whole, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="measured in each round")
     parser.add_argument("--warm-up", type=float, default=2.0, help="seconds under load before that")
     parser.add_argument("--search", action="store_true", help="try each contender's settings first, and keep the best")
@@ -167,14 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def _sizes(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
+    return [traffic.whole(part) for part in text.split(",")]
 
 
 def _names(text: str) -> list[str]:
