@@ -302,12 +302,14 @@ def fit_transformer(
         recipe.data.repeat_positives,
         config.sampler == "balanced",
     )
-    if recipe.encoder.embeddings == "cooccurrence":
-        say("embeddings from the tokens' neighbours")
-        embed_by_neighbours(model, examples.rows or tokenize(model, tokenizer, texts), config.seed)
     before = {}
-    if config.pretrain_epochs:
-        before = pretrain(model, tokenizer, examples.rows or tokenize(model, tokenizer, texts), config, run, options)
+    if recipe.encoder.embeddings == "cooccurrence" or config.pretrain_epochs:
+        rows = examples.rows or tokenize(model, tokenizer, texts)
+        if recipe.encoder.embeddings == "cooccurrence":
+            say("embeddings from the tokens' neighbours")
+            embed_by_neighbours(model, rows, config.seed)
+        if config.pretrain_epochs:
+            before = pretrain(model, tokenizer, rows, config, run, options)
     scorer = TransformerScorer(model, tokenizer)
     cost = loop.run(
         objective,
