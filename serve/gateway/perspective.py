@@ -10,7 +10,6 @@ from client import ModelInfo, Result
 from serve.gateway import attributes, errors, languages
 from serve.gateway.messages import (
     AnalyzeCommentRequest,
-    AttributeScores,
     Context,
     Score,
     SuggestCommentScoreRequest,
@@ -207,6 +206,3 @@ def _value(name: str, score: Score) -> float:
     if score.value is None or not 0 <= score.value <= 1:
         raise errors.invalid(f"The score of {name} must be a probability between 0 and 1")
     return score.value
-
-
-__all__ = ["Analysis", "AttributeScores", "Rules", "Suggestion", "check", "check_suggestion", "reply", "utf16"]
