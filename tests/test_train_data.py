@@ -11,7 +11,7 @@ from conftest import LABELS
 
 from train.artifact import PROBLEM_TYPES
 from train.config import DataConfig, InvalidConfig, read_recipe, shipped_recipes
-from train.data import InvalidData, Splits, format_of, read_splits, read_texts, text_key
+from train.data import InvalidData, Splits, format_of, read_splits, read_texts, sentences, text_key
 
 BY_INDEX = DataConfig(
     validation={"column": "row_index", "from": 0, "to": 2}, tuning={"rows": 1, "where": {"sampling": "natural"}}
@@ -130,6 +130,18 @@ def test_no_text_stands_on_two_sides(tmp_path: Path) -> None:
     parts = [{text_key(t) for t in part.texts} for part in (splits.train, splits.tuning, splits.validation)]
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
     assert sorted(splits.train.texts + splits.tuning.texts) == ["last", "more", "third one"]
+
+
+def test_sentences_are_parts_of_comments_half_of_them_of_flagged_ones() -> None:
+    calm = [f"The map number {i} is here. So it is, in {i} ways! ok" for i in range(20)]
+    rude = ["You are a fool, sir.  Nobody likes you at all\nGo away from here, please", "The map number 3 is here."]
+    texts, labels = calm + rude, np.array([[0.0, 0.0]] * 20 + [[0.0, 1.0], [np.nan, 1.0]])
+    found = sentences(texts, labels, 6, 1)
+    assert sorted(found[:3]) == ["Go away from here, please", "Nobody likes you at all", "You are a fool, sir."]
+    assert len(found) == 6 and all(any(part in text for text in calm) for part in found[3:])
+    assert len(sentences(texts, labels, 1000, 1)) == 3 + 20 + 19  # no whole comment, none twice, none of a word
+    assert found == sentences(texts, labels, 6, 1) != sentences(texts, labels, 6, 2)
+    assert sentences(texts, labels, 0, 1) == []
 
 
 def test_duplicates_are_dropped_from_training_in_random_splits_too(tmp_path: Path) -> None:
@@ -339,7 +351,7 @@ def test_texts_of_every_known_file_can_be_read(tmp_path: Path) -> None:
         ("encoder: {pretrained: x}\ntrain: {batch_size: 1.5}", r"train\.batch_size is 1\.5, must be a whole number"),
         ("encoder: {pretrained: x}\ntrain: {epochs: 0}", r"train\.epochs is 0, must be above 0"),
         ("encoder: {pretrained: x}\ntrain: {learning_rate: fast}", "must be a number"),
-        ("encoder: {pretrained: x, pooling: max}", "pooling is 'max', must be one of mean, cls"),
+        ("encoder: {pretrained: x, pooling: max}", "pooling is 'max', must be one of mean, cls, max_mean"),
         ("encoder: {config: {hidden_size: 8}}", "lacks `model_type`"),
         ("encoder: {pretrained: x}\ndata: {validation: {column: a}}", "needs column, from, to; or fraction"),
         ("model: {}", "the recipe has the unknown key model"),

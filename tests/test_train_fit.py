@@ -14,7 +14,8 @@ from train import data, metrics
 from train.__main__ import main
 from train.artifact import LABELS, InvalidArtifact, Layout
 from train.config import EncoderConfig, InvalidConfig, read_recipe
-from train.fit import build
+from train.convolution import ConvolutionConfig
+from train.fit import SPREAD, build, embed_as_teacher
 from train.model import EncoderNotFound, load, predict_logits, sigmoid
 
 
@@ -66,10 +67,11 @@ def test_a_score_does_not_depend_on_its_neighbours(artifact: Path) -> None:
             "relative_attention": True,
             "pos_att_type": ["p2c", "c2p"],
         },
+        {"model_type": "convolution", "embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 2, "width": 5},
     ],
     ids=lambda a: a["model_type"],
 )
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max_mean"])
 def test_other_architectures_build_and_use_the_mask(architecture: dict[str, object], pooling: str) -> None:
     config = EncoderConfig(config=architecture, max_vocab=200, max_tokens=32, pooling=pooling, encoder_dropout=0.0)
     model, tokenizer = build(config, ["a few words to learn a vocabulary from", "and some more of them"] * 5)
@@ -78,6 +80,27 @@ def test_other_architectures_build_and_use_the_mask(architecture: dict[str, obje
     alone = predict_logits(model, tokenizer, ["a few words"])
     beside = predict_logits(model, tokenizer, ["a few words", "some more words " * 8])
     np.testing.assert_allclose(alone[0], beside[0], atol=1e-5)
+
+
+def test_a_student_begins_with_its_teachers_words(artifact: Path) -> None:
+    teacher = load(artifact)[0].encoder.get_input_embeddings().weight.detach().double()
+    architecture = {"model_type": "convolution", "embedding_size": 32, "hidden_size": 8}
+    config = EncoderConfig(config=architecture, embeddings="teacher", max_tokens=32)
+    model, tokenizer = build(config, [], teacher=artifact)
+    embed_as_teacher(model, artifact, [list(range(len(teacher)))])
+    own = model.encoder.get_input_embeddings().weight.detach().double()
+    assert own.std(0).mean() == pytest.approx(SPREAD) and len(tokenizer) == len(own)
+    # as wide as the teacher's: the same but for a rotation, a shift and a factor, so distances tell
+    ratios = torch.nn.functional.pdist(own) / torch.nn.functional.pdist(teacher)
+    assert (ratios / ratios.mean()).sub(1).abs().max() < 1e-4
+    with pytest.raises(InvalidConfig, match="it must have as many tokens, and no wider ones"):
+        wide = EncoderConfig(config=architecture | {"embedding_size": 33}, embeddings="teacher", max_tokens=32)
+        embed_as_teacher(build(wide, [], teacher=artifact)[0], artifact, [[1, 2]])
+
+
+def test_an_even_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="width is 4, must be an odd number"):
+        ConvolutionConfig(width=4)
 
 
 def test_command_line_writes_an_artifact_and_prints_the_table(
@@ -115,6 +138,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow  # a process takes its time to import torch
 def test_the_same_texts_give_the_same_vocabulary_in_every_process() -> None:
     code = (
         "from train.fit import learn_tokenizer\n"

@@ -16,7 +16,7 @@ from conftest import ROOT
 from train.artifact import ClassifierConfig, Layout
 from train.config import DistillationConfig, EncoderConfig, InvalidConfig, TrainConfig, read_recipe
 from train.fit import Options, Sources, build, fit
-from train.loop import COMPLETE, LikeLengths, Objective, class_weights, last_checkpoint
+from train.loop import COMPLETE, LikeLengths, Objective, class_weights, last_checkpoint, soft_weights
 from train.model import ToxicityClassifier, freeze, load
 
 SMALL = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -28,8 +28,9 @@ def objective(problem_type: str = "multi_label_classification", **values: object
     weights = values.pop("weights", None)
     distillation = values.pop("distillation", None)
     mask_id = values.pop("mask_id", None)
-    model = ToxicityClassifier(config, labels=2)
-    return Objective(model.eval(), TrainConfig(**values), weights, distillation, mask_id=mask_id)  # type: ignore[arg-type]
+    soft = values.pop("soft_weights", None)
+    model = ToxicityClassifier(config, labels=2).eval()
+    return Objective(model, TrainConfig(**values), weights, distillation, mask_id=mask_id, soft_weights=soft)  # type: ignore[arg-type]
 
 
 def inputs(labels: list[list[float]]) -> dict[str, torch.Tensor]:
@@ -46,6 +47,19 @@ def test_loss_is_the_mean_of_the_labels_cross_entropies_and_leaves_unknown_ones_
     torch.testing.assert_close(it(**batch)["loss"], expected)
     it(**batch)["loss"].backward()
     assert torch.isfinite(it.model.head.weight.grad).all()
+
+
+def test_balanced_soft_labels_let_rare_ones_be_heard() -> None:
+    teacher = np.log(np.array([[0.04, 0.64], [0.04, 0.64]]) / np.array([[0.96, 0.36], [0.96, 0.36]]))
+    weights = soft_weights(teacher, 0.5)
+    torch.testing.assert_close(weights, torch.tensor([1.6, 0.4]))  # the inverse roots 5 and 1.25, by their mean
+    torch.testing.assert_close(soft_weights(teacher, 0.0), torch.ones(2))
+    it = objective(distillation=DistillationConfig(weight=1.0), soft_weights=weights)
+    batch = inputs([[1.0, 0.0], [0.0, 1.0]])
+    p = torch.sigmoid(it.model.logits(batch["input_ids"], batch["attention_mask"]))
+    each = -(torch.tensor([0.04, 0.64]) * p.log() + torch.tensor([0.96, 0.36]) * (1 - p).log())
+    expected = (each * weights).mean()
+    torch.testing.assert_close(it(**batch, teacher_logits=torch.tensor(teacher))["loss"], expected)
 
 
 def test_positive_weights_count_positives_so_many_times() -> None:
@@ -218,7 +232,7 @@ def outcome(folder: Path) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize(("checkpoints", "pretrain_epochs"), [(1, 0), (4, 1)])
+@pytest.mark.parametrize(("checkpoints", "pretrain_epochs"), [(1, 0), pytest.param(4, 1, marks=pytest.mark.slow)])
 def test_a_run_killed_and_resumed_ends_like_an_unbroken_one(
     tmp_path: Path, comments_csv: Path, tiny_recipe: Path, checkpoints: int, pretrain_epochs: int
 ) -> None:

@@ -45,6 +45,7 @@ def test_a_page_is_made_of_the_files_in_a_folder(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["page.md", "some.json"]
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_a_transformer_at_full_size_and_a_linear_model(
     comments_csv: Path, tmp_path: Path
 ) -> None:

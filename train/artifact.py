@@ -39,7 +39,7 @@ LABELS: tuple[str, ...] = ("toxic", "severe_toxic", "obscene", "threat", "insult
 """The labels in the order that every stage, file and tensor keeps."""
 
 FORMAT_VERSION = 1
-POOLINGS = ("mean", "cls")
+POOLINGS = ("mean", "cls", "max_mean")
 KINDS = ("transformer", "linear", "ngrams")
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification")
 """As transformers names them. Multi-label: an independent sigmoid each. Single-label: a softmax over all labels."""
@@ -55,7 +55,8 @@ class ClassifierConfig:
 
     :param kind: ``transformer``; ``linear`` and ``ngrams`` have no ``encoder``.
     :param encoder: a transformers configuration as a dict; ``model_type`` names the architecture.
-    :param pooling: ``mean`` over the attended tokens, or the state of the first token (``cls``).
+    :param pooling: ``mean`` over the attended tokens, the state of the first token (``cls``), or ``max_mean``: the
+        largest value of each state over the attended tokens, and the mean behind it.
     :param max_tokens: texts are cut to this many tokens, special ones included.
     :param normalize: texts pass the artifact's ``normalizer.py`` first.
     """

@@ -31,9 +31,11 @@ class EncoderConfig:
     :param pretrained: a pip package, a hub id or a local folder.
     :param config: values of a transformers configuration; ``model_type`` names the architecture.
     :param max_vocab: size of the vocabulary that an encoder from scratch learns from the training comments.
-    :param embeddings: what an encoder from scratch begins with: ``random``, or ``cooccurrence`` of the training
-        comments' tokens (see :mod:`train.cooccurrence`).
-    :param pooling: ``mean`` over the attended tokens, or the state of the first token (``cls``).
+    :param embeddings: what an encoder from scratch begins with: ``random``, ``cooccurrence`` of the training comments'
+        tokens (see :mod:`train.cooccurrence`), or those of the ``teacher``, reduced to their principal components; it
+        then has the teacher's vocabulary, too.
+    :param pooling: ``mean`` over the attended tokens, the state of the first token (``cls``), or ``max_mean``: the
+        largest value of each state over the attended tokens, and the mean behind it.
     :param dropout: before the head.
     :param encoder_dropout: inside the encoder; ``None`` keeps what its own configuration says.
     :param max_tokens: texts are cut to this many tokens, special ones included.
@@ -58,7 +60,7 @@ class EncoderConfig:
         if self.config is not None and "model_type" not in self.config:
             raise InvalidConfig("encoder.config lacks `model_type`, a transformers architecture such as bert")
         _one_of("encoder.pooling", self.pooling, POOLINGS)
-        _one_of("encoder.embeddings", self.embeddings, ("random", "cooccurrence"))
+        _one_of("encoder.embeddings", self.embeddings, ("random", "cooccurrence", "teacher"))
         if self.embeddings != "random" and self.pretrained is not None:
             raise InvalidConfig(
                 f"encoder.embeddings is {self.embeddings}, but {self.pretrained} brings its own: leave it out"
@@ -268,13 +270,22 @@ class DistillationConfig:
     :param temperature: divides the teacher's and the student's logits.
     :param hidden_weight: of the cosine distance between the student's pooled state, through a linear map that only
         training knows, and the teacher's; 0 for none.
+    :param balance: what a label counts is divided by its mean soft label to this power: 0 leaves all alike, 0.5 makes
+        rare labels heard. Multi-label transformers alone.
+    :param sentences: so many sentences of training comments, half of them from comments with a label, are scored by the
+        teacher as well: they tell which words it minds.
     """
 
     weight: float = 0.7
     temperature: float = 1.0
     hidden_weight: float = 0.0
+    balance: float = 0.0
+    sentences: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("balance", "sentences"):
+            if getattr(self, name) < 0:
+                raise InvalidConfig(f"distillation.{name} is {getattr(self, name)}, must be at least 0")
         if not 0 <= self.weight <= 1:
             raise InvalidConfig(f"distillation.weight is {self.weight}, must lie in [0, 1]")
         _above_zero("distillation.temperature", self.temperature)

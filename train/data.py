@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 import warnings
 import zlib
@@ -121,6 +122,10 @@ FORMATS: dict[str, Format] = {
 
 EXTRA_FORMATS: tuple[str, ...] = (*FORMATS, "paradetox")
 """Formats of further training rows. ParaDetox (Logacheva et al., 2022) pairs toxic sentences with neutral rewrites."""
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+SENTENCE_WORDS = 3, 30
+"""The shortest and the longest of :func:`sentences`."""
 
 TEXT_COLUMNS = ("comment_text", "tweet", "text", "test_case", "toxic")
 """The columns of comments in all files that :func:`read_texts` knows, the first one found counts."""
@@ -266,6 +271,29 @@ def read_texts(path: Path) -> list[str]:
     if not texts:
         raise InvalidData(f"{path} holds no texts: its column {column} is empty")
     return texts
+
+
+def sentences(texts: Sequence[str], labels: np.ndarray, count: int, seed: int) -> list[str]:
+    """So many sentences of comments, or as many as there are: half of them from comments with a label.
+
+    :param labels: *Shape:* ``(comments, labels)``
+    """
+    if not count:
+        return []
+    rng = random.Random(seed)
+    flagged = (np.nan_to_num(labels) > 0.5).any(axis=1)
+    pools: tuple[list[str], list[str]] = ([], [])
+    seen = {text_key(text) for text in texts}
+    for text, own in zip(texts, flagged, strict=True):
+        for sentence in SENTENCE_END.split(text):
+            key = text_key(sentence)
+            if SENTENCE_WORDS[0] <= len(sentence.split()) <= SENTENCE_WORDS[1] and key not in seen:
+                seen.add(key)
+                pools[bool(own)].append(sentence.strip())
+    for pool in pools:
+        rng.shuffle(pool)
+    rude = pools[1][: max(count // 2, count - len(pools[0]))]
+    return rude + pools[0][: count - len(rude)]
 
 
 def format_of(config: DataConfig) -> Format:

@@ -40,6 +40,7 @@ from train.cooccurrence import token_vectors
 from train.model import (
     ToxicityClassifier,
     freeze,
+    load,
     load_encoder,
     predict_states,
     pretrained_folder,
@@ -49,6 +50,9 @@ from train.normalizer import normalize_text
 from train.pretrain import MaskedLanguage, Pieces
 from train.scorer import LinearScorer, NgramScorer, Scorer, TransformerScorer, calibrate, write_scored
 from train.scorer import load as load_scorer
+
+SPREAD = 0.5
+"""Standard deviation, on average, of the embeddings that come from a teacher."""
 
 
 @dataclass(frozen=True)
@@ -230,11 +234,12 @@ def fit_ngrams(
             raise InvalidConfig(f"{what} is for transformers; this recipe trains n-grams, with a sigmoid per label")
     texts, targets = splits.train.texts, splits.train.labels
     if sources.teacher is not None:
-        layout = Layout(sources.teacher)
-        own = {data.text_key(row["text"]) for row in layout.read_tuning()} if layout.tuning.is_file() else set()
+        own = teacher_tuning(sources.teacher)
         known = {data.text_key(t) for part in (splits.tuning, splits.validation) for t in part.texts}
         more = [t for path in sources.unlabelled for t in data.read_texts(path)]
-        texts = [t for t in texts if data.text_key(t) not in own]
+        kept = [i for i, text in enumerate(texts) if data.text_key(text) not in own]
+        texts = [texts[i] for i in kept]
+        more += data.sentences(texts, targets[kept], recipe.distillation.sentences, recipe.train.seed)
         seen = own | known | {data.text_key(t) for t in texts}
         texts += [t for t in more if data.text_key(t) not in seen]
         run.mkdir(parents=True, exist_ok=True)
@@ -253,8 +258,13 @@ def fit_ngrams(
 def fit_transformer(
     recipe: Recipe, splits: data.Splits, sources: Sources, options: Options, run: Path, processes: PartialState
 ) -> tuple[Scorer, dict[str, Any]]:
-    """A fine-tuned encoder, and what its training cost."""
+    """A fine-tuned encoder, and what its training cost.
+
+    The teacher's own tuning comments are left out, so that they can tell when the two agree.
+    """
     assert recipe.encoder is not None
+    if recipe.encoder.embeddings == "teacher" and sources.teacher is None:
+        raise InvalidConfig("encoder.embeddings is teacher, but there is none: name one with --teacher")
     if processes.is_main_process:
         open_run(run, recipe, sources, options)
     processes.wait_for_everyone()
@@ -266,6 +276,7 @@ def fit_transformer(
         normalize=recipe.data.normalize,
         random_weights=options.random_weights,
         vocabulary=run / "tokenizer",
+        teacher=sources.teacher if recipe.encoder.embeddings == "teacher" else None,
         writes=processes.is_main_process,
     )
     processes.wait_for_everyone()
@@ -273,7 +284,14 @@ def fit_transformer(
 
     texts, labels = splits.train.texts, splits.train.labels
     known = {data.text_key(t) for part in (splits.train, splits.tuning, splits.validation) for t in part.texts}
+    own = teacher_tuning(sources.teacher)
+    kept = [i for i, text in enumerate(texts) if data.text_key(text) not in own]
+    texts, labels = [texts[i] for i in kept], labels[kept]
+    known |= own
     more = [t for path in sources.unlabelled for t in data.read_texts(path) if data.text_key(t) not in known]
+    if sources.teacher is not None:
+        found = data.sentences(texts, labels, recipe.distillation.sentences, recipe.train.seed)
+        more += [t for t in found if data.text_key(t) not in known]
     if more and sources.teacher is None:
         raise InvalidConfig(f"{len(more)} unlabelled comments and no teacher: name one with --teacher")
     texts = texts + more
@@ -292,6 +310,7 @@ def fit_transformer(
         recipe.distillation if teaching is not None else None,
         teaching.states.shape[1] if teaching is not None and teaching.states is not None else None,
         tokenizer.mask_token_id,
+        loop.soft_weights(teaching.logits, recipe.distillation.balance) if teaching is not None else None,
     )
     examples = loop.Examples(texts, labels, lambda t: tokenize(model, tokenizer, t), config.pretokenize, teaching)
     sampler = loop.LikeLengths(
@@ -303,8 +322,10 @@ def fit_transformer(
         config.sampler == "balanced",
     )
     before = {}
-    if recipe.encoder.embeddings == "cooccurrence" or config.pretrain_epochs:
+    if recipe.encoder.embeddings != "random" or config.pretrain_epochs:
         rows = examples.rows or tokenize(model, tokenizer, texts)
+        if recipe.encoder.embeddings == "teacher" and sources.teacher is not None:
+            embed_as_teacher(model, sources.teacher, rows)
         if recipe.encoder.embeddings == "cooccurrence":
             say("embeddings from the tokens' neighbours")
             embed_by_neighbours(model, rows, config.seed)
@@ -404,11 +425,13 @@ def build(
     normalize: bool = False,
     random_weights: bool = False,
     vocabulary: Path | None = None,
+    teacher: Path | None = None,
     writes: bool = True,
 ) -> tuple[ToxicityClassifier, PreTrainedTokenizerFast]:
     """The untrained classifier and its tokenizer; an encoder from scratch learns its vocabulary from ``texts``.
 
     :param vocabulary: a folder to keep the learnt tokenizer in, and to take it from when it is there.
+    :param teacher: an artifact whose tokenizer an encoder from scratch takes instead.
     :param writes: whether this process writes it.
     """
     if config.pretrained is not None and not random_weights:
@@ -420,7 +443,9 @@ def build(
     else:
         if config.config is None:
             raise InvalidConfig("--random-weights needs the architecture in the recipe's encoder.config")
-        if vocabulary is not None and (vocabulary / "tokenizer.json").is_file():
+        if teacher is not None:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(Layout(teacher).tokenizer)
+        elif vocabulary is not None and (vocabulary / "tokenizer.json").is_file():
             tokenizer = transformers.AutoTokenizer.from_pretrained(vocabulary)
         else:
             shown = [normalize_text(t) for t in texts] if normalize else texts
@@ -455,6 +480,28 @@ def embed_by_neighbours(model: ToxicityClassifier, rows: Sequence[Sequence[int]]
     with torch.no_grad():
         occurs = vectors.any(dim=1)
         table[occurs] = vectors[occurs] * table[occurs].norm(dim=1).mean()
+
+
+def embed_as_teacher(model: ToxicityClassifier, teacher: Path, rows: Sequence[Sequence[int]]) -> None:
+    """Give tokens the teacher's embeddings, reduced to the principal components of those in ``rows``.
+
+    :raises InvalidConfig: for a teacher that has none, or narrower ones.
+    """
+    source, _, _ = load(teacher)
+    found = source.encoder.get_input_embeddings().weight.detach().double()
+    table = model.encoder.get_input_embeddings().weight
+    if found.shape[0] != table.shape[0] or found.shape[1] < table.shape[1]:
+        raise InvalidConfig(
+            f"encoder.embeddings is teacher: {teacher} has {found.shape[0]} tokens of {found.shape[1]} values, the "
+            f"student {table.shape[0]} of {table.shape[1]}: it must have as many tokens, and no wider ones"
+        )
+    ids = np.concatenate([np.asarray(row, np.int64) for row in rows])
+    counts = torch.from_numpy(np.bincount(ids, minlength=len(found))).double()[:, None]
+    centred = found - (found * counts).sum(0) / counts.sum()
+    _, _, components = torch.linalg.svd((centred * counts).T @ centred)
+    reduced = centred @ components[: table.shape[1]].T
+    with torch.no_grad():
+        table.copy_(SPREAD * reduced / reduced.std(0).mean())
 
 
 def learn_tokenizer(texts: Sequence[str], max_vocab: int, model_type: str = "bert") -> PreTrainedTokenizerFast:
@@ -537,6 +584,12 @@ def teach(
     processes.wait_for_everyone()
     with np.load(kept) as found:
         return loop.Teaching(found["logits"], found["states"] if hidden else None)
+
+
+def teacher_tuning(teacher: Path | None) -> set[str]:
+    """The keys of the comments that a teacher's calibration and thresholds come from."""
+    layout = Layout(teacher) if teacher is not None else None
+    return {data.text_key(row["text"]) for row in layout.read_tuning()} if layout and layout.tuning.is_file() else set()
 
 
 def positive_rows(labels: np.ndarray, problem_type: str) -> np.ndarray:

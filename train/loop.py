@@ -81,6 +81,7 @@ class Objective(nn.Module):
     """The classifier with its loss: what the Trainer trains, and what a checkpoint holds.
 
     :param mask_id: the token that ``token_dropout`` puts in the place of others.
+    :param soft_weights: what each label's soft loss counts; ``None`` for all alike. *Shape:* ``(labels,)``
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Objective(nn.Module):
         distillation: DistillationConfig | None = None,
         teacher_hidden: int | None = None,
         mask_id: int | None = None,
+        soft_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         if config.token_dropout and mask_id is None:
@@ -102,6 +104,8 @@ class Objective(nn.Module):
         self.single = model.config.problem_type == "single_label_classification"
         self.weights: Tensor | None
         self.register_buffer("weights", weights, persistent=False)
+        self.soft_weights: Tensor | None
+        self.register_buffer("soft_weights", soft_weights, persistent=False)
         self.projection = nn.Linear(model.head.in_features, teacher_hidden) if teacher_hidden else None
 
     def forward(
@@ -158,7 +162,19 @@ class Objective(nn.Module):
         if self.single:
             return -(torch.softmax(teacher / t, 1) * torch.log_softmax(logits / t, 1)).sum(1) * t**2
         loss = nn.functional.binary_cross_entropy_with_logits(logits / t, torch.sigmoid(teacher / t), reduction="none")
+        if self.soft_weights is not None:
+            loss = loss * self.soft_weights
         return loss.mean(1) * t**2
+
+
+def soft_weights(logits: np.ndarray, power: float) -> Tensor:
+    """See ``balance`` of :class:`train.config.DistillationConfig`; 1 on average. *Shape:* ``(labels,)``
+
+    :param logits: the teacher's. *Shape:* ``(comments, labels)``
+    """
+    shares = np.maximum((0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))).mean(axis=0), 1e-4)
+    weights = shares**-power
+    return torch.tensor(weights / weights.mean(), dtype=torch.float32)
 
 
 def class_weights(labels: np.ndarray, problem_type: str, limit: float) -> Tensor:

