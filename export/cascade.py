@@ -46,7 +46,8 @@ BATCH = 32
 EXAMPLES = """examples:
   python -m train fit --config ngrams --teacher artifacts/starter --data train.csv.gz --out artifacts/ngrams
   python -m export.cascade --encoder artifacts/starter --stage artifacts/ngrams
-  python -m export.cascade --encoder artifacts/starter --stage artifacts/ngrams --stage artifacts/small
+  python -m train fit --config convolution --teacher artifacts/starter --data train.csv.gz --out artifacts/convolution
+  python -m export.cascade --encoder artifacts/starter --stage artifacts/ngrams --stage artifacts/convolution
   python -m export.cascade --encoder artifacts/starter --stage artifacts/ngrams --count comments --changed 0.01
 
 exit status: 0 published, 1 refused by the gate, 2 wrong call; nothing is published unless it is 0
@@ -153,10 +154,11 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
                 by_encoder[name],
                 [stage.calibrated(own) for stage, own in zip(loaded, logits[name], strict=True)],
                 truths[name],
+                np.array([len(text) for text in texts[name]]),
             )
             for name in texts
         }
-        cpu_us = measure(served, loaded, texts["validation"])
+        cpu_us, path_us = measure(served, loaded, texts["validation"], texts["path"])
         steps = exits.curve(
             judged["path"],
             judged["tuning"],
@@ -169,6 +171,7 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.count,
             arguments.changed,
             arguments.max_auc_drop,
+            path_us,
         )
         print(table(steps, [about["name"] for about in abouts]))
         chosen = exits.choose(steps, arguments.count, arguments.changed, arguments.max_auc_drop)
@@ -196,7 +199,8 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
             },
             "cores": arguments.cores,
             "chosen": chosen,
-            "curve": steps,
+            # exits of each class of lengths would be most of the file: those that are served are enough
+            "curve": [step if i == chosen else {**step, "exits": None} for i, step in enumerate(steps)],
             "machine": machine(),
             "git_commit": git_commit(),
         }
@@ -205,7 +209,7 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
             write_json(arguments.report, report)
         step = check(steps, chosen, arguments.count, arguments.changed, arguments.max_auc_drop)
         for about, limits in zip(abouts, step["exits"], strict=True):
-            about["exits"] = limits
+            about["exits"], about["lengths"] = limits, list(exits.LENGTHS)
         published = publish(served, staging, folder, abouts, report)
     print(f"published version {published} of {served.settings.name}_cascade in {arguments.repository}")
     return report
@@ -230,7 +234,7 @@ def check_fit(served: Served, encoder: Layout, stages: Sequence[Layout]) -> None
         if config.kind not in ("ngrams", "transformer") or stage.calibration.is_file():
             raise Refused(
                 f"{stage.folder} is a {config.kind} model{' with isotonic calibration' * stage.calibration.is_file()}; "
-                "a stage is made of n-grams (`python -m train fit --config ngrams`), or is a small transformer"
+                "a stage is made of n-grams (`python -m train fit --config ngrams`), or is a small network"
             )
         if stage.read_labels().labels != settings.labels or config.problem_type != settings.problem_type:
             raise Refused(
@@ -356,14 +360,17 @@ def load_stages(folder: Path, abouts: Sequence[dict[str, Any]], labels: int) -> 
                 sys.modules[name] = module
 
 
-def measure(served: Served, stages: Sequence[Any], texts: Sequence[str]) -> list[np.ndarray]:
+def measure(
+    served: Served, stages: Sequence[Any], texts: Sequence[str], more: Sequence[str]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """CPU time of each comment in each stage, and in the encoder with its tokenizer, in microseconds.
 
     CPU time, because other work on the machine does not count in it; in turns, and the median of three. A comment's
     time is a part for itself and a part for each of the encoder's tokens, fitted on batches of 32 of like length:
     comments that early stages leave are not as long as others.
 
-    :returns: for each. *Shape:* ``(texts,)``
+    :param texts: of which the first are timed.
+    :returns: for each stage and the encoder, of ``texts`` and of ``more``. *Shape of each:* ``(texts,)``
     """
     session = graph.session(served.folder("encoder") / "model.onnx", 1)
     tokenizer = Tokenizer.from_file(str(served.folder("tokenizer") / "tokenizer.json"))
@@ -390,9 +397,10 @@ def measure(served: Served, stages: Sequence[Any], texts: Sequence[str]) -> list
                 score(rows)
                 taken[turn, who, number] = 1e6 * (time.process_time() - started)
     sizes = np.array([[len(batch), tokens[batch].sum()] for batch in batches], np.float64)
-    return [
-        np.stack([np.ones(len(tokens)), tokens], axis=1) @ nnls(sizes, each)[0] for each in np.median(taken, axis=0)
-    ]
+    parts = [nnls(sizes, each)[0] for each in np.median(taken, axis=0)]
+    others = np.array([len(row) for row in served.encode(more)])
+    first, second = ([base + each * count for base, each in parts] for count in (tokens, others))
+    return first, second
 
 
 def check(
@@ -500,7 +508,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         required=True,
-        help="an artifact of n-grams, or of a small transformer; may be repeated, in order",
+        help="an artifact of n-grams, or of a small network; may be repeated, in order",
     )
     p.add_argument(
         "--repository",

@@ -4,7 +4,9 @@ The exits of all stages follow from one number, the *risk*: a logistic curve for
 comments that shape nothing else, tells how likely the encoder is to flag a comment of a given score; a score whose risk
 of another decision is at most that number is beyond an exit. Of several stages the last takes that risk, and each one
 before it a fixed part of the next one's, a ratio that is chosen on the same comments: an early answer saves the most,
-and ranks comments worst. So there is one ladder of exits, from careful to bold, fixed before any comment is looked at
+and ranks comments worst. Where a comment's length is known, so is what the encoder would take for it: a long one may
+be answered at a higher risk than a short one, by a power of that cost, which is chosen on the same comments, too: the
+same changes for less. So there is one ladder of exits, from careful to bold, fixed before any comment is looked at
 that they are judged on. It is climbed from the careful end, and the last step counts whose upper limit (95%) on what
 changes is within the bound, before the first where it is not. Going in a fixed order to the first failure keeps the 95%
 true of every step before it, and so of whichever of them is chosen: Angelopoulos et al., "Learn then test: calibrating
@@ -34,6 +36,13 @@ RISKS = tuple(float(f"{risk:.3g}") for risk in np.geomspace(3e-4, 0.45, 80))
 RATIOS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
 """A stage's risk as a part of the next one's: those that are tried."""
 
+LENGTHS = (50, 100, 150, 200, 300, 400, 600)
+"""Characters at which the next class of lengths begins; each class has exits of its own."""
+
+POWERS = (0.0, 0.3, 0.6, 1.0)
+"""Of a class's cost, by that of all: the factor of its risk; those that are tried."""
+
+MOST_RISK = 0.5
 COUNTS = ("decisions", "comments")
 QUANTILES = np.concatenate([[0, 0.002, 0.005, 0.01], np.linspace(0.02, 0.98, 49), [0.99, 0.995, 0.998, 1]])
 MARGIN = 1e-6
@@ -45,11 +54,22 @@ NEVER = (-1.0, 2.0)
 
 @dataclass(frozen=True)
 class Judged:
-    """Comments with the encoder's scores, each stage's, and their labels. *Shape of each:* ``(comments, labels)``"""
+    """Comments with the encoder's scores, each stage's, and their labels. *Shape of each:* ``(comments, labels)``
+
+    :ivar lengths: characters of each, as stages read it; ``None`` puts all into one class. *Shape:* ``(comments,)``
+    """
 
     encoder: np.ndarray
     stages: Sequence[np.ndarray]
     truth: np.ndarray
+    lengths: np.ndarray | None = None
+
+    @property
+    def classes(self) -> np.ndarray:
+        """*Shape:* ``(comments,)``"""
+        if self.lengths is None:
+            return np.zeros(len(self), np.int64)
+        return np.searchsorted(LENGTHS, self.lengths, side="right")
 
     def __len__(self) -> int:
         return len(self.encoder)
@@ -137,11 +157,15 @@ def exits_at(risk: float, curves: Curves, thresholds: np.ndarray) -> np.ndarray:
 
 
 def apply(judged: Judged, exits: Sequence[np.ndarray], thresholds: np.ndarray) -> Outcome:
-    """Send the comments through the stages. :param exits: of each stage. *Shape:* ``(labels, 2)``"""
+    """Send the comments through the stages.
+
+    :param exits: of each stage. *Shape:* ``(labels, 2)``, or ``(classes, labels, 2)``
+    """
     by = np.full(len(judged), len(exits))
     scores = judged.encoder.copy()
     for number, (own, limits) in enumerate(zip(judged.stages, exits, strict=True)):
-        sure = ((own <= limits[:, 0]) | (own >= limits[:, 1])).all(axis=1) & (by == len(exits))
+        each = limits if limits.ndim == 2 else limits[judged.classes]
+        sure = ((own <= each[..., 0]) | (own >= each[..., 1])).all(axis=1) & (by == len(exits))
         by[sure] = number
         scores[sure] = own[sure]
     return Outcome(by, scores, (scores >= thresholds) != (judged.encoder >= thresholds))
@@ -171,37 +195,63 @@ def mean_upper_limit(shares: np.ndarray, confidence: float = CONFIDENCE) -> floa
     return min(1.0, variance / (2 * mean) * float(chi2.ppf(confidence, 2 * mean**2 / variance)))
 
 
-def ladder(curves: Sequence[Curves], ratio: float, thresholds: np.ndarray) -> list[list[np.ndarray]]:
-    """The exits of every stage at every step. :param ratio: see :data:`RATIOS`."""
+def boldness(judged: Judged, cpu_us: np.ndarray, power: float) -> np.ndarray:
+    """The factor of the risk of each class of lengths. *Shape:* ``(classes,)``
+
+    :param cpu_us: what the encoder takes for each comment. *Shape:* ``(comments,)``
+    """
+    counts = np.bincount(judged.classes, minlength=len(LENGTHS) + 1)
+    sums = np.bincount(judged.classes, weights=cpu_us, minlength=len(LENGTHS) + 1)
+    costs = np.where(counts > 0, sums / np.maximum(counts, 1), cpu_us.mean())
+    return np.asarray((costs / cpu_us.mean()) ** power)
+
+
+def ladder(
+    curves: Sequence[Curves], ratio: float, thresholds: np.ndarray, bold: np.ndarray | None = None
+) -> list[list[np.ndarray]]:
+    """The exits of every stage at every step.
+
+    :param ratio: see :data:`RATIOS`. :param bold: see :func:`boldness`; ``None`` for exits without classes.
+    """
     last = len(curves) - 1
-    return [
-        [exits_at(risk * ratio ** (last - number), own, thresholds) for number, own in enumerate(curves)]
-        for risk in RISKS
-    ]
+
+    def exits(risk: float, own: Curves) -> np.ndarray:
+        if bold is None:
+            return exits_at(risk, own, thresholds)
+        return np.stack([exits_at(min(risk * factor, MOST_RISK), own, thresholds) for factor in bold])
+
+    return [[exits(risk * ratio ** (last - number), own) for number, own in enumerate(curves)] for risk in RISKS]
 
 
-def choose_ratio(
+def choose_shape(
     path: Judged,
     curves: Sequence[Curves],
     thresholds: np.ndarray,
-    cpu_us: Sequence[float],
+    cpu_us: Sequence[float | np.ndarray],
     count: str,
     bound: float,
     max_auc_drop: float,
-) -> float:
-    """The ratio whose boldest step within the bound and the ROC-AUC drop, as counted on ``path``, costs least."""
-    if len(curves) == 1:
-        return 1.0
+) -> tuple[float, float]:
+    """The ratio and the power whose boldest step within the bound and the ROC-AUC drop, as counted on ``path``, costs
+    least.
+
+    :param cpu_us: of a comment in each stage, and in the encoder: of each comment of ``path``, or of any.
+    """
+    if len(curves) == 1 and path.lengths is None:
+        return RATIOS[0], POWERS[0]
+    each = [np.broadcast_to(np.asarray(cost, np.float64), (len(path),)) for cost in cpu_us]
     costs = {}
     alone = mean_auc(path.encoder, path.truth)
-    for ratio in RATIOS:
-        for exits in reversed(ladder(curves, ratio, thresholds)):
-            found = apply(path, exits, thresholds)
-            share = found.changed.mean() if count == "decisions" else found.changed_comments / len(path)
-            if share <= bound and dropped([alone, mean_auc(found.scores, path.truth)]) <= max_auc_drop:
-                costs[ratio] = sum(float((found.by >= n).mean()) * each for n, each in enumerate(cpu_us))
-                break
-    return min(costs, key=lambda ratio: costs[ratio]) if costs else RATIOS[-1]
+    for power in POWERS if path.lengths is not None else POWERS[:1]:
+        bold = boldness(path, each[-1], power) if path.lengths is not None else None
+        for ratio in RATIOS if len(curves) > 1 else RATIOS[:1]:
+            for exits in reversed(ladder(curves, ratio, thresholds, bold)):
+                found = apply(path, exits, thresholds)
+                share = found.changed.mean() if count == "decisions" else found.changed_comments / len(path)
+                if share <= bound and dropped([alone, mean_auc(found.scores, path.truth)]) <= max_auc_drop:
+                    costs[ratio, power] = sum(float(cost[found.by >= n].sum()) for n, cost in enumerate(each))
+                    break
+    return min(costs, key=lambda shape: costs[shape]) if costs else (RATIOS[-1], POWERS[0])
 
 
 def mean_auc(scores: np.ndarray, truth: np.ndarray) -> float | None:
@@ -229,6 +279,7 @@ def curve(
     count: str = "decisions",
     bound: float = 0.003,
     max_auc_drop: float = 0.003,
+    path_us: Sequence[float | np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
     """Every step of the ladder: its exits, the limits on what changes, and what it does to the validation comments.
 
@@ -236,15 +287,18 @@ def curve(
     :param cpu_us: CPU time of a comment in each stage, and in the encoder: of each validation comment, or of any.
     :param read_us: CPU time of a comment before the first stage.
     :param count: what ``bound`` is on, of :data:`COUNTS`.
+    :param path_us: as ``cpu_us``, of the comments of ``path``; ``None`` takes the means of ``cpu_us``.
     """
     curves = fit_curves(path, thresholds)
     costs = [np.broadcast_to(np.asarray(each, np.float64), (len(validation),)) for each in cpu_us]
-    ratio = choose_ratio(path, curves, thresholds, [float(c.mean()) for c in costs], count, bound, max_auc_drop)
+    path_us = path_us or [float(c.mean()) for c in costs]
+    ratio, power = choose_shape(path, curves, thresholds, path_us, count, bound, max_auc_drop)
+    bold = boldness(path, np.broadcast_to(path_us[-1], (len(path),)), power) if path.lengths is not None else None
     chosen = dict(zip(names, map(float, thresholds), strict=True))
     alone = evaluate(validation.encoder, validation.truth, names, chosen)
     tuning_alone = mean_auc(tuning.encoder, tuning.truth)
     rows = []
-    for risk, exits in zip(RISKS, ladder(curves, ratio, thresholds), strict=True):
+    for risk, exits in zip(RISKS, ladder(curves, ratio, thresholds, bold), strict=True):
         exits = [np.round(limits, 6) for limits in exits]  # as they are written, and served
         tuned, found = apply(tuning, exits, thresholds), apply(validation, exits, thresholds)
         now = evaluate(found.scores, validation.truth, names, chosen)
@@ -255,6 +309,7 @@ def curve(
             {
                 "risk": risk,
                 "ratio": ratio,
+                "power": power,
                 "exits": [limits.tolist() for limits in exits],
                 "tuning": {
                     "comments": len(tuning),

@@ -25,6 +25,9 @@ from train.model import ToxicityClassifier, load
 OPSET = 17
 
 
+CONVOLUTION = "convolution"
+
+
 class FusionFailed(RuntimeError):
     """The optimizer did not find the encoder's attention layers: the graph would be right, and slow in silence."""
 
@@ -126,6 +129,7 @@ def trace(model: ToxicityClassifier, path: Path) -> Any:
     with warnings.catch_warnings():
         # they warn of shapes that become constants: the comparison with torch at several shapes is the proof
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", "Constant folding")  # of the padding of a convolution: it is done later
         export(graph, ScoringOnnxConfig(graph.config, int_dtype="int32"), path, opset=OPSET)
     return graph.config
 
@@ -138,6 +142,8 @@ def fuse(source: Path, target: Path, encoder: Any, allow_unfused: bool = False) 
     :raises FusionFailed: when a layer lacks one that its architecture must have (:data:`FUSED`; a fused attention where
         the architecture is not listed), unless ``allow_unfused``.
     """
+    if encoder.model_type == CONVOLUTION:
+        raise FusionFailed("a convolution is no model by itself: give it to python -m export.cascade --stage")
     logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
     optimized = optimize_model(
         str(source),
@@ -155,12 +161,14 @@ def fuse(source: Path, target: Path, encoder: Any, allow_unfused: bool = False) 
 
 
 def fused_artifact(folder: Path, scratch: Path) -> Path:
-    """The fused FP32 graph of an artifact, in ``scratch``.
+    """The fused FP32 graph of an artifact, in ``scratch``; a convolution has nothing to fuse.
 
     :raises FusionFailed: see :func:`fuse`.
     """
     traced, fused = scratch / "traced.onnx", scratch / "fused.onnx"
     encoder = trace(load(folder)[0], traced)
+    if encoder.model_type == CONVOLUTION:
+        return traced
     fuse(traced, fused, encoder)
     return fused
 

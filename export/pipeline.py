@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from export import cpu, golden, graph, packing, parity, precision, ragged, speed, triton
 from export.linear_scorer import LinearScorer
-from export.repository import ModelVersions, staging_folder
+from export.repository import ModelVersions, sha256, staging_folder
 from train import metrics
 from train.artifact import InvalidArtifact, Layout, git_commit, load_normalizer, machine, write_json
 from train.bias import BiasSet, read_madlibs
@@ -187,6 +187,7 @@ def settings_of(arguments: Namespace, layout: Layout, target: str) -> triton.Ser
             "trained_at_commit": str(info.get("git_commit")),
             "data_sha256": str(info.get("data", {}).get("sha256")),
             "model_version": str(model_version(layout)),
+            **({"normalizer": sha256(layout.normalizer)[:12]} if config.normalize else {}),
         },
         kind=config.kind,
         target=target,

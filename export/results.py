@@ -137,6 +137,10 @@ def cascade(report: Mapping[str, Any]) -> str:
     encoder, cost, comments = report["encoder"], report["cpu_us"], report["comments"]
     names, count = [stage["name"] for stage in report["stages"]], report["bound"]["count"]
     sizes = ", ".join(f"{stage['name']} {stage['bytes'] / 1e6:.2f} MB" for stage in report["stages"])
+    power = report["curve"][0].get("power", 0.0)
+    bold = (
+        f" A comment's risk grows with what the encoder takes for its length, to the power {power:g}." if power else ""
+    )
     micros = ", ".join(f"{name} {value:,.0f}" for name, value in cost.items())
     lines = [
         f"A cascade in front of {encoder['model']} (version {encoder['version']}, artifact {encoder['artifact']}); "
@@ -147,7 +151,8 @@ def cascade(report: Mapping[str, Any]) -> str:
         f"{report['bound']['confidence']:.0%} confidence on {comments['tuning']:,} tuning comments. The "
         f"rest was counted on {comments['validation']:,} validation comments; arrows lead from the encoder "
         "alone to the cascade. Where the mean "
-        f"ROC-AUC of the tuning comments would fall by more than {report['max_auc_drop']}, fewer are answered early. "
+        f"ROC-AUC of the tuning comments would fall by more than {report['max_auc_drop']}, fewer are answered early."
+        f"{bold} "
         f"Comments/s on {report['cores']} cores follow from the CPU times alone, without what serving costs.",
         "",
         f"| bound | {' | '.join(f'by {name}' for name in names)} | changed comments | changed decisions | "

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from tritonclient.grpc import model_config_pb2 as pb
 from export import results
 from export.cascade import main
 from export.onnx import main as export_main
+from train import fit as train_fit
 from train.__main__ import main as train_main
 from train.artifact import Layout
+from train.data import text_key
 
 NGRAMS = ["ngrams.bits=12", "ngrams.min_count=2", "ngrams.iterations=30", "data.validation={fraction: 0.1}"]
 NGRAMS += ["data.tuning={fraction: 0.5}"]
@@ -92,7 +95,7 @@ def test_a_cascade_is_published_whole_and_scores_as_it_was_judged(
 
     found = json.loads(report.read_text())
     step = found["curve"][found["chosen"]]
-    assert settings["stages"][0]["exits"] == step["exits"][0]
+    assert settings["stages"][0]["exits"] == step["exits"][0] and len(step["exits"][0]) == 8
     assert step["tuning"]["upper_limit"]["comments"] <= 0.03 and step["validation"]["changed_share"] <= 0.03
     assert 0.2 < step["validation"]["answered_by"][0] < 1
     assert [row["sha256"] for row in found["stages"]] == [
@@ -107,11 +110,17 @@ def test_a_cascade_is_published_whole_and_scores_as_it_was_judged(
     own = 1 / (1 + np.exp(-loaded.logits([row["text"] for row in rows])))
     np.testing.assert_allclose(own, [row["scores"] for row in rows], atol=2e-6)
     assert (np.diff(scores[np.argsort(own[:, 0]), 0]) >= 0).all()  # on another scale, in the same order
-    sure = stages.sure(scores, loaded.exits)
-    expected = [all(s <= low or s >= high for s, (low, high) in zip(r, loaded.exits, strict=True)) for r in scores]
+    texts = [row["text"] for row in rows]
+    sure = stages.sure(loaded, texts, scores)
+    edges = settings["stages"][0]["lengths"]
+    limits = [loaded.exits[sum(len(text) >= edge for edge in edges)] for text in texts]
+    expected = [
+        all(s <= low or s >= high for s, (low, high) in zip(r, limit, strict=True))
+        for r, limit in zip(scores, limits, strict=True)
+    ]
     assert sure.tolist() == expected and 0 < sure.sum() < len(sure)
     settings["stages"][0]["exits"].pop()
-    with pytest.raises(ValueError, match="exits for 5 labels, its file stage.npz has weights of 6"):
+    with pytest.raises(ValueError, match="exits for 6 labels and 7 classes of 8, its file stage.npz has weights of 6"):
         stages.load(folder, settings)
 
     shutil.copy(report, tmp_path / "shown.json")
@@ -150,6 +159,14 @@ def test_a_small_encoder_is_the_second_stage(
     own = 1 / (1 + np.exp(-small.models[0](texts)))
     np.testing.assert_allclose(own, [row["scores"] for row in Layout(student).read_validation()][:60], atol=0.05)
     np.testing.assert_allclose(small.logits(texts), (small.models[0](texts) + cheap.logits(texts)) / 2, atol=1e-6)
+    # what the stage before has said of the same texts is not computed again
+    remembering = small.models[1]
+    said = cheap.logits(texts)
+    with monkeypatch.context() as gone:
+        gone.setattr(remembering, "model", None)
+        np.testing.assert_array_equal(remembering(texts[7:3:-1]), said[7:3:-1])
+        with pytest.raises(TypeError):
+            remembering([texts[0], "never seen"])
     # a text's own scores, whatever stands beside it: INT8 ranges are taken over a batch, so nearly
     alone = np.concatenate([small.scores([text]) for text in texts[:10]])
     np.testing.assert_allclose(small.scores(texts)[:10], alone, atol=0.1)
@@ -162,6 +179,40 @@ def test_a_small_encoder_is_the_second_stage(
     shutil.copy(folder / "student.tokenizer.json", tmp_path)
     with pytest.raises(ValueError, match="student.onnx or .* cannot be read"):
         stages.load(tmp_path, {"stages": [{**second, "with": []}]})
+
+
+def test_a_convolution_is_a_stage(
+    made: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, _, repository = made
+    taught: list[str] = []
+    teach = train_fit.teach
+
+    def spy(teacher: Path, texts: list[str], *rest: Any) -> Any:
+        taught.extend(texts)
+        return teach(teacher, texts, *rest)
+
+    monkeypatch.setattr(train_fit, "teach", spy)
+    data, student, report = encoder.parent / "data.csv", tmp_path / "conv", tmp_path / "curve.json"
+    sets = ["train.epochs=4", "train.batch_size=32", "data.validation={fraction: 0.1}", "data.tuning={fraction: 0.5}"]
+    sets += ["encoder.config.embedding_size=16", "encoder.config.hidden_size=32"]
+    fit = ["fit", "--data", str(data), "--config", "convolution", "--out", str(student)]
+    fit += [argument for value in sets for argument in ("--set", value)]
+    assert train_main(fit) == 2  # whose embeddings?
+    assert train_main([*fit, "--teacher", str(encoder)]) == 0
+    own = {text_key(row["text"]) for row in Layout(encoder).read_tuning()}
+    assert len(taught) > 500 and not own & {text_key(text) for text in taught}  # they judge it later
+
+    bounds = ["--count", "decisions", "--changed", "0.02", "--max-auc-drop", "0.05", "--report", str(report)]
+    assert cascade(made, "--stage", str(student), *bounds) == 0
+    home = repository / "m_cascade"
+    folder = home / str(max(int(f.name) for f in home.iterdir() if f.is_dir()))
+    stage = stages_of(folder, monkeypatch).load(folder, json.loads((folder / "settings.json").read_text()))[1]
+    rows = Layout(student).read_validation()[:60]
+    scores = 1 / (1 + np.exp(-stage.models[0]([row["text"] for row in rows])))
+    np.testing.assert_allclose(scores, [row["scores"] for row in rows], atol=0.05)
+    step = json.loads(report.read_text())["curve"][json.loads(report.read_text())["chosen"]]
+    assert sum(step["validation"]["answered_by"][:2]) > 0.2
 
 
 def test_a_cascade_that_decides_otherwise_is_refused(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -132,11 +134,41 @@ def test_the_ratio_is_the_cheapest_that_keeps_the_bound_and_the_ranking() -> Non
 
     def found(auc_drop: float, middle_us: float) -> float:
         costs = [1.0, middle_us, 1000.0]
-        return exits.choose_ratio(path, curves, THRESHOLDS, costs, "decisions", 0.02, auc_drop)
+        return exits.choose_shape(path, curves, THRESHOLDS, costs, "decisions", 0.02, auc_drop)[0]
 
     free = found(1.0, 1.0)  # the second stage costs nothing: the first one need not risk much
     assert free < found(1.0, 900.0)
-    assert exits.choose_ratio(path, curves[:1], THRESHOLDS, [1.0, 9.0], "comments", 0.02, 1.0) == 1.0
+    assert exits.choose_shape(path, curves[:1], THRESHOLDS, [1.0, 9.0], "comments", 0.02, 1.0) == (1.0, 0.0)
+
+
+def test_long_comments_are_answered_at_a_higher_risk_where_they_cost_more() -> None:
+    rng = np.random.default_rng(0)
+    path = replace(made(2000, 3), lengths=rng.integers(1, 900, 2000))
+    curves = exits.fit_curves(path, THRESHOLDS)
+    assert path.lengths is not None
+    assert path.classes.tolist() == [sum(n >= edge for edge in exits.LENGTHS) for n in path.lengths]
+    cost = np.asarray(path.lengths, np.float64) ** 2
+
+    def shape(cpu_us: np.ndarray) -> float:
+        return exits.choose_shape(path, curves, THRESHOLDS, [1.0, 1.0, cpu_us], "decisions", 0.02, 1.0)[1]
+
+    assert shape(cost) > 0
+    bold = exits.boldness(path, cost, 0.5)
+    assert bold.shape == (8,) and (np.diff(bold) > 0).all() and bold[0] < 1 < bold[-1]
+    short = path.classes == 0
+    assert bold[0] == pytest.approx((cost[short].mean() / cost.mean()) ** 0.5)
+    np.testing.assert_allclose(exits.boldness(path, np.ones(2000), 1.0), 1)
+    for step, plain in zip(
+        exits.ladder(curves, 0.5, THRESHOLDS, bold), exits.ladder(curves, 0.5, THRESHOLDS), strict=True
+    ):
+        for limits, usual in zip(step, plain, strict=True):
+            assert limits.shape == (8, *usual.shape)
+            assert (limits[0, :, 0] <= usual[:, 0]).all() and (limits[-1, :, 0] >= usual[:, 0]).all()
+            assert (limits[..., 0] < THRESHOLDS).all() and (limits[..., 1] >= THRESHOLDS).all()
+    one = np.array([[[0.1, 0.9]] * len(NAMES)] * 7 + [[[0.4, 0.6]] * len(NAMES)])
+    scores = np.full((2, len(NAMES)), 0.3)
+    judged = Judged(scores, [scores], scores, np.array([599, 600]))
+    assert exits.apply(judged, [one], THRESHOLDS).by.tolist() == [1, 0]
 
 
 def test_the_climb_ends_at_the_first_step_beyond_the_bound() -> None:

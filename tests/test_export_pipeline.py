@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import LABELS, ROOT
+from conftest import LABELS, ROOT, end_at_once
 
 from client import ToxicityClient
 from export import graph
@@ -321,6 +321,7 @@ def test_a_model_with_a_normalizer_answers_disguised_text_as_the_plain_one(artif
             assert truncated == [False, False, False, True, True, True]
         with ToxicityClient(server.grpc_url, model="plain", timeout=60) as client:
             assert np.abs(scores(client, disguised) - expected).max() > 0.1
+        end_at_once(server.pid)
 
 
 def scores(client: ToxicityClient, texts: list[str]) -> np.ndarray:

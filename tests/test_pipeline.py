@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LABELS, ROOT
+from conftest import LABELS, ROOT, end_at_once
 
 from client import ToxicityClient
 from export.onnx import main as export
@@ -37,6 +37,7 @@ def test_a_trained_model_is_served_as_it_was_trained(
         results = client.classify([row["text"] for row in rows])
         served = np.array([[r.scores[label] for label in LABELS] for r in results])
         np.testing.assert_allclose(served, [row["scores"] for row in rows], atol=tolerance)
+        end_at_once(server.pid)
 
 
 def test_serve_runs_a_load_test_and_passes_its_verdict_on(tmp_path: Path) -> None:

@@ -169,17 +169,18 @@ class TritonPythonModel:
         get = self.cache.get
         with self.lock:
             values = [get(row) for row in rows] if self.cache.max_bytes else [None] * len(rows)
-        prepared: dict[bytes, tuple[Key, str]] = {}
+        decoded: dict[bytes, str] = {}
         for i, value in enumerate(values):
             row = rows[i]
-            if value is None and row not in prepared:
+            if value is None and row not in decoded:
                 try:
-                    text = decode(row, owners[i][1])
+                    decoded[row] = decode(row, owners[i][1])
                 except ValueError as error:
                     self.refuse(owners[i][0], "invalid", str(error), pb_utils.TritonError.INVALID_ARG)
-                    continue
-                text, cut = self.reader.prepare(text)
-                prepared[row] = (row if cut else text, text)
+        texts, cuts = self.reader.prepare(list(decoded.values()))
+        prepared: dict[bytes, tuple[Key, str]] = {
+            row: (row if cut else text, text) for row, text, cut in zip(decoded, texts, cuts, strict=True)
+        }
         firsts: dict[Key, str] = {}
         unknown: dict[int, Key | Row] = {}
         coalesced = 0
@@ -215,8 +216,9 @@ class TritonPythonModel:
             if not keys:
                 break
             try:
-                scores = np.asarray(stage.scores([texts[key] for key in keys]), np.float32)
-                sure = np.asarray(self.sure(scores, stage.exits), bool)
+                part = [texts[key] for key in keys]
+                scores = np.asarray(stage.scores(part), np.float32)
+                sure = np.asarray(self.sure(stage, part, scores), bool)
             except Exception as error:  # the encoder can do without it: slower, not wrong
                 self.metrics.add("stage_failures_total", 1)
                 pb_utils.Logger.log_error(f"stage {stage.name} failed, the next one takes its comments: {error!r}")

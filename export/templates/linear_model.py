@@ -29,7 +29,7 @@ class TritonPythonModel:
 
     def check(self, golden: dict[str, Any]) -> None:
         """:raises TritonModelException: when a golden comment's scores are not those of the export."""
-        found = self.scorer.scores([self.reader.prepare(text)[0] for text in golden["texts"]])
+        found = self.scorer.scores(self.reader.prepare(golden["texts"])[0])
         difference = np.abs(found - np.array(golden["scores"], np.float32))
         if not difference.max() <= golden["tolerance"]:  # "not <=", so that NaN fails too
             row, label = np.unravel_index(np.nan_to_num(difference, nan=np.inf).argmax(), difference.shape)

@@ -1,7 +1,8 @@
 """The early stages of a cascade: each scores whole batches of comments, and answers those that it is sure of.
 
 Stands in the cascade's version folder beside the stages' files; ``settings.json`` there lists them under ``stages``, in
-their order: ``{"name": ..., "kind": ..., "file": ..., "exits": [[low, high] of each label]}``. Kinds:
+their order: ``{"name": ..., "kind": ..., "file": ..., "exits": [[low, high] of each label]}``. With ``lengths``, some
+numbers of characters, each class of lengths has such exits: texts shorter than the first number, and so on. Kinds:
 
 - ``ngrams`` (where none is named): ``file`` is read by ``hashing.py``.
 - ``onnx``: a small encoder, run in this process on one thread. ``file`` is a graph as ``export/ragged.py`` makes it;
@@ -34,7 +35,7 @@ EDGE = 1e-7
 @dataclass(frozen=True)
 class Stage:
     """:param exits: for each label the highest score that is surely not it, and the lowest that surely is. FP64.
-    *Shape:* ``(labels, 2)``
+    *Shape:* ``(classes, labels, 2)``
     :param models: its own, and those of the stages that it averages with.
     :param knots: of each label, logits and what they are worth; ``None`` leaves them as they are.
     """
@@ -43,6 +44,7 @@ class Stage:
     exits: np.ndarray
     models: tuple[Logits, ...]
     knots: tuple[tuple[np.ndarray, np.ndarray], ...] | None = None
+    lengths: tuple[int, ...] = ()
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """The mean over the models, FP64. *Shape:* ``(texts, labels)``"""
@@ -58,6 +60,26 @@ class Stage:
             columns = [np.interp(logits[:, i], own, worth) for i, (own, worth) in enumerate(self.knots)]
             logits = np.stack(columns, axis=1)
         return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), np.float32)
+
+
+class Remembering:
+    """A model that knows what it said last: a later stage averages with it, and asks for some of the same texts again.
+
+    :param model: gives a text the same logits beside any others, or nearly.
+    """
+
+    def __init__(self, model: Logits) -> None:
+        self.model = model
+        self.places: dict[str, int] = {}
+        self.said = np.zeros((0, 0))
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        places = [self.places.get(text, -1) for text in texts]
+        if not places or min(places) < 0:
+            self.said = self.model(texts)
+            self.places = {text: place for place, text in enumerate(texts)}
+            return self.said
+        return self.said[places]
 
 
 class Graph:
@@ -104,9 +126,11 @@ def load(folder: Path, settings: dict[str, Any]) -> list[Stage]:
     """:raises ValueError: for a stage's file that cannot be read, or has another number of labels than exits."""
     stages: list[Stage] = []
     models: dict[str, Logits] = {}
+    asked_again = {other for about in settings["stages"] for other in about.get("with", ())}
     for about in settings["stages"]:
         name, kind = about["name"], about.get("kind", "ngrams")
-        exits = np.array(about["exits"], np.float64).reshape(-1, 2)
+        lengths = tuple(about.get("lengths", ()))
+        exits = np.array(about["exits"] if lengths else [about["exits"]], np.float64)
         if kind == "ngrams":
             hashed = hashing.load(folder / about["file"])
             models[name], labels = hashed.logits, len(hashed.scales)
@@ -117,16 +141,18 @@ def load(folder: Path, settings: dict[str, Any]) -> list[Stage]:
             models[name], labels = graph.logits, graph.labels
         else:
             raise ValueError(f"stage {name} is of the kind {kind!r}; known are ngrams, onnx: export the cascade again")
-        if len(exits) != labels:
+        if exits.shape != (len(lengths) + 1, labels, 2):
             raise ValueError(
-                f"stage {name} has exits for {len(exits)} labels, its file {about['file']} has weights of "
-                f"{labels}: export the cascade again"
+                f"stage {name} has exits for {exits.shape[1]} labels and {len(exits)} classes of {len(lengths) + 1}, "
+                f"its file {about['file']} has weights of {labels}: export the cascade again"
             )
+        if name in asked_again:
+            models[name] = Remembering(models[name])
         unknown = [other for other in about.get("with", ()) if other not in models]
         if unknown:
             raise ValueError(f"stage {name} is averaged with {unknown[0]!r}, which is no stage before it")
         together = (models[name], *(models[other] for other in about.get("with", ())))
-        stages.append(Stage(name, exits, together, knots(about)))
+        stages.append(Stage(name, exits, together, knots(about), lengths))
     return stages
 
 
@@ -136,6 +162,7 @@ def knots(about: dict[str, Any]) -> tuple[tuple[np.ndarray, np.ndarray], ...] | 
     return tuple((np.array(own, np.float64), np.array(worth, np.float64)) for own, worth in about["knots"])
 
 
-def sure(scores: np.ndarray, exits: np.ndarray) -> np.ndarray:
+def sure(stage: Stage, texts: Sequence[str], scores: np.ndarray) -> np.ndarray:
     """Which comments are answered: those whose every score lies at or beyond an exit. BOOL. *Shape:* ``(comments,)``"""
-    return np.asarray(((scores <= exits[:, 0]) | (scores >= exits[:, 1])).all(axis=1))
+    exits = stage.exits[np.searchsorted(stage.lengths, [len(text) for text in texts], side="right")]
+    return np.asarray(((scores <= exits[..., 0]) | (scores >= exits[..., 1])).all(axis=1))
