@@ -6,6 +6,10 @@ happens before or after it, a server finds a whole version::
 
     parts load old and new ──▶ the ensemble names the new one ──▶ parts load the new one alone
 
+A server that runs reads the files of a step when it is told to; ``promote(step=...)`` takes one at a time, and
+``python -m serve.rollout`` tells the servers after each. A version may be *staged* meanwhile: the parts load it beside
+the served one, and an ensemble of its own, ``<name>_candidate``, answers with it.
+
 New version folders are made whole elsewhere and renamed into place. A lock keeps two writers apart.
 """
 
@@ -23,12 +27,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+from google.protobuf import text_format
 
 from export.triton import (
+    HEADER,
     TUNABLE,
     InvalidSettings,
     ServingSettings,
+    candidate_name,
+    ensemble,
+    loaded_versions,
     model_names,
     read_settings,
     render,
@@ -36,6 +46,11 @@ from export.triton import (
 )
 
 REPORT = "export.json"
+REFERENCE = "reference.json"
+"""What comments and scores were like (`python -m serve.drift reference`): no server loads it, and it may come later."""
+Step = Literal["parts", "whole", "alone"]
+STEPS: tuple[Step, ...] = get_args(Step)
+"""Of a change of version: the parts load old and new; the ensemble names the new one; the parts load that alone."""
 
 
 class InvalidRepository(ValueError):
@@ -161,26 +176,85 @@ class ModelVersions:
                     "rely on them: export under another --name"
                 )
 
-    def promote(self, number: int) -> None:
+    def promote(self, number: int, steps: Sequence[Step] = STEPS) -> None:
         """Serve version ``number`` from now on.
 
+        :param steps: these alone, where a server that runs is to follow each of them.
         :raises InvalidRepository: when there is no such whole version, or one of its files is missing or changed.
         """
         with locked(self.repository):
-            wrong = self.check_files(number)
-            if wrong:
-                raise InvalidRepository(f"version {number} of {self.name} is damaged, it is not promoted: {wrong[0]}")
-            self._promote(number)
+            self._check_whole(number)
+            self._promote(number, steps)
 
-    def _promote(self, number: int) -> None:
+    def _check_whole(self, number: int) -> None:
+        wrong = self.check_files(number)
+        if wrong:
+            raise InvalidRepository(f"version {number} of {self.name} is damaged, it is not promoted: {wrong[0]}")
+
+    def _promote(self, number: int, steps: Sequence[Step] = STEPS) -> None:
         settings = self.settings(number)
         old, before = self.served()
         previous = before if old == number else old
-        whole, *parts = render(settings, number, also=[old], previous=previous).items()
-        for name, text in parts:
-            self.write_config(name, text)
-        self.write_config(*whole)
-        for name, text in list(render(settings, number, previous=previous).items())[1:]:
+        if "parts" not in steps and "whole" in steps and number not in self._loaded():
+            raise InvalidRepository(
+                f"the parts of {self.name} do not load version {number}: take the step parts before the step whole"
+            )
+        whole, *parts = render(settings, number, also=[old, *self._also()], previous=previous).items()
+        if "parts" in steps:
+            for name, text in parts:
+                self.write_config(name, text)
+        if "whole" in steps:
+            self.write_config(*whole)
+        if "alone" in steps:
+            if self.served()[0] != number:
+                raise InvalidRepository(f"{self.name} serves version {old}: take the step whole before the step alone")
+            for name, text in list(render(settings, number, also=self._also(), previous=previous).items())[1:]:
+                self.write_config(name, text)
+
+    def _loaded(self) -> set[int]:
+        """The versions that the last of the parts loads."""
+        return set(loaded_versions(self.repository / self.all_names()[-1] / "config.pbtxt"))
+
+    def staged(self) -> int | None:
+        """The version that is loaded beside the served one; ``None`` where none is."""
+        config = self.repository / candidate_name(self.name) / "config.pbtxt"
+        return served_version(config)[0] if config.is_file() else None
+
+    def _also(self) -> list[int]:
+        staged = self.staged()
+        return [] if staged is None else [staged]
+
+    def stage(self, number: int) -> None:
+        """Let the parts load version ``number`` beside the served one, and ``<name>_candidate`` answer with it.
+
+        :raises InvalidRepository: when it is the served one, there is no such whole version, or it is damaged.
+        """
+        with locked(self.repository):
+            served, previous = self.served()
+            if number == served:
+                raise InvalidRepository(f"version {number} of {self.name} is the served one: stage another")
+            self._check_whole(number)
+            self._unstage()
+            for name, text in list(render(self.settings(served), served, also=[number], previous=previous).items())[1:]:
+                self.write_config(name, text)
+            config = ensemble(self.settings(number), number)
+            config.name = candidate_name(self.name)
+            with staging_folder(self.repository) as staging:
+                whole = staging / config.name
+                (whole / str(number)).mkdir(parents=True)
+                (whole / "config.pbtxt").write_text(f"{HEADER}{text_format.MessageToString(config)}", encoding="utf-8")
+                whole.rename(self.repository / config.name)
+
+    def unstage(self) -> None:
+        """Take back :meth:`stage`, where anything is staged."""
+        with locked(self.repository):
+            self._unstage()
+
+    def _unstage(self) -> None:
+        # the ensemble first: it asks the parts
+        shutil.rmtree(self.repository / candidate_name(self.name), ignore_errors=True)
+        served, previous = self.served()
+        for name, text in list(render(self.settings(served), served, previous=previous).items())[1:]:
             self.write_config(name, text)
 
     def configure(self, changes: Mapping[str, Any]) -> ServingSettings:
@@ -205,7 +279,7 @@ class ModelVersions:
             temporary = target.with_name(f".{REPORT}.new")
             temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             temporary.replace(target)
-            configs = list(render(settings, number, previous=previous).items())
+            configs = list(render(settings, number, also=self._also(), previous=previous).items())
             if settings.max_batch_size > old.max_batch_size:
                 configs.reverse()  # at no time does the ensemble take larger batches than its parts
             for name, text in configs:
@@ -251,8 +325,10 @@ class ModelVersions:
         return gone
 
     def pinned(self) -> set[int]:
-        """Versions that a version of a cascade in this repository asks: without them it could answer nothing."""
-        found = set()
+        """Versions that a version of a cascade in this repository asks, without which it could answer nothing; and the
+        staged one.
+        """
+        found = set(self._also())
         for file in self.repository.glob("*_cascade/*/settings.json"):
             encoder = json.loads(file.read_text(encoding="utf-8")).get("encoder", {})
             if encoder.get("model") == self.name:
@@ -271,7 +347,7 @@ class ModelVersions:
                 wrong.append(f"{name} is missing")
             elif sha256(file) != expected:
                 wrong.append(f"{name} has the SHA-256 {sha256(file)[:12]}..., at export it was {expected[:12]}...")
-        expected_files = set(report.get("files", {})) | {f"{self.name}/{number}/{REPORT}"}
+        expected_files = {*report.get("files", {}), *(f"{self.name}/{number}/{name}" for name in (REPORT, REFERENCE))}
         for name in self.all_names():
             for file in sorted((self.repository / name / str(number)).rglob("*")):
                 relative = str(file.relative_to(self.repository))
@@ -283,7 +359,7 @@ class ModelVersions:
         """Configurations that are not what the served version's settings give."""
         number, previous = self.served()
         wrong = []
-        for name, text in render(self.settings(number), number, previous=previous).items():
+        for name, text in render(self.settings(number), number, self._also(), previous).items():
             file = self.repository / name / "config.pbtxt"
             if not file.is_file() or file.read_text(encoding="utf-8") != text:
                 wrong.append(
@@ -362,10 +438,11 @@ def parser() -> argparse.ArgumentParser:
         "  python -m export.repository prune --keep 2\n"
         "  python -m export.repository verify            are all files as they were exported?\n"
         "  python -m export.repository configure instances=4 max_batch_tokens=256\n"
-        "\nA server that runs goes on with the version that it loaded: restart it, or let Triton reload the models.",
+        "\nA server that runs goes on with the version that it loaded: restart it, or change the version with\n"
+        "`python -m serve.rollout promote|rollback`, without a failed request.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = p.add_subparsers(dest="command", required=True, metavar="list|promote|rollback|prune|verify|configure")
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, what: str) -> argparse.ArgumentParser:
         c = commands.add_parser(name, help=what, description=what)
@@ -373,9 +450,16 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument("--name", default="toxicity", help="model name that clients ask for (default: %(default)s)")
         return c
 
-    command("list", "versions, and which one is served")
+    listing = command("list", "versions, and which one is served")
+    listing.add_argument("--json", action="store_true", help="for programs")
     promote = command("promote", "serve a version, once its files are verified")
     promote.add_argument("version", type=int)
+    promote.add_argument(
+        "--step", choices=STEPS, help="this step alone; `python -m serve.rollout` takes them, and tells the servers"
+    )
+    stage = command("stage", "load a version beside the served one, as NAME_candidate; `python -m serve.rollout` does")
+    stage.add_argument("version", type=int)
+    command("unstage", "take back stage")
     command("rollback", "serve the version that was served before this one")
     prune = command(
         "prune", "remove old versions; never the served one, the one to roll back to, nor one that a cascade asks"
@@ -401,11 +485,25 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     model = ModelVersions(arguments.repository, arguments.name)
     try:
-        if arguments.command == "list":
+        if arguments.command == "list" and arguments.json:
+            served, previous = model.served()
+            whole = [v.number for v in model.versions() if v.report is not None]
+            parts = [name for name in model.all_names()[1:] if (model.repository / name).is_dir()]
+            staged = model.staged()
+            found = {"served": served, "previous": previous, "staged": staged, "versions": whole, "parts": parts}
+            print(json.dumps(found))
+        elif arguments.command == "list":
             print(table(model.versions()))
         elif arguments.command == "promote":
-            model.promote(arguments.version)
-            print(f"version {arguments.version} of {model.name} is served from the next start on")
+            model.promote(arguments.version, [arguments.step] if arguments.step else STEPS)
+            if arguments.step is None:
+                print(f"version {arguments.version} of {model.name} is served from the next start on")
+        elif arguments.command == "stage":
+            model.stage(arguments.version)
+            print(f"version {arguments.version} of {model.name} is staged as {candidate_name(model.name)}")
+        elif arguments.command == "unstage":
+            model.served()  # that it exists
+            model.unstage()
         elif arguments.command == "rollback":
             print(f"version {model.rollback()} of {model.name} is served from the next start on")
         elif arguments.command == "prune":

@@ -20,7 +20,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 CHARACTERS_PER_TOKEN = 64
 """A text is cut to this many characters per token that the model reads, before it is tokenized: no flood of text in one
 row holds up the rows beside it."""
-MAX_QUEUE_MS = 300
+MAX_QUEUE_MS = 200
 
 
 HEADER = "# Rendered by `python -m export.onnx`; export again instead of editing.\n"
@@ -52,6 +52,9 @@ class ServingSettings:
     :param queue_delay_us: how long the encoder's batcher waits for more requests, microseconds.
     :param max_batch_tokens: rows run together, of like length, are at most so many tokens; 0 is no limit. Heeded by our
         own backend alone (see serve/backends/onnxruntime).
+    :param preferred_batch_size: comments that an encoder session takes at once where more wait, so that those behind
+        them need not wait for all; 0 takes up to ``max_batch_size``, as GPUs always do. On two cores 16 cost a tenth of
+        the throughput, for runs of like length are found among fewer.
     :param target: ``cpu``, ``cuda`` or ``tensorrt``.
     :param max_queue_ms: a request is refused at once where those before it need longer than this; 0 refuses none.
     """
@@ -68,6 +71,7 @@ class ServingSettings:
     target: str = "cpu"
     max_batch_size: int = 64
     max_batch_tokens: int = 128
+    preferred_batch_size: int = 0
     tokenizers: int = 1
     queue_delay_us: int = 0
     instances: int = 2
@@ -79,7 +83,8 @@ class ServingSettings:
         if not self.name.isidentifier():
             raise InvalidSettings(f"the model's name is {self.name!r}: use letters, digits and underscores")
         least = dict.fromkeys(("max_batch_size", "instances", "intra_op_threads", "tokenizers"), 1)
-        for field, limit in {**least, "max_batch_tokens": 0, "queue_delay_us": 0, "max_queue_ms": 0}.items():
+        zeros = dict.fromkeys(("max_batch_tokens", "preferred_batch_size", "queue_delay_us", "max_queue_ms"), 0)
+        for field, limit in {**least, **zeros}.items():
             if getattr(self, field) < limit:
                 raise InvalidSettings(f"{field} is {getattr(self, field)}, must be at least {limit}")
 
@@ -106,6 +111,7 @@ def read_settings(export_json: Path) -> ServingSettings:
 TUNABLE = (
     "max_batch_size",
     "max_batch_tokens",
+    "preferred_batch_size",
     "tokenizers",
     "queue_delay_us",
     "max_queue_ms",
@@ -118,6 +124,11 @@ TUNABLE = (
 def model_names(name: str, kind: str = "transformer") -> tuple[str, ...]:
     """The ensemble, and the models that it is made of, in the order of the data."""
     return (name, f"{name}_tokenizer", f"{name}_encoder") if kind == "transformer" else (name, f"{name}_encoder")
+
+
+def candidate_name(name: str) -> str:
+    """The ensemble that answers with a staged version, beside the served one."""
+    return f"{name}_candidate"
 
 
 def render(
@@ -259,6 +270,8 @@ def encoder(settings: ServingSettings) -> pb.ModelConfig:
     kind = pb.ModelInstanceGroup.KIND_CPU if settings.target == "cpu" else pb.ModelInstanceGroup.KIND_AUTO
     config.instance_group.add(count=settings.instances, kind=kind)
     config.dynamic_batching.max_queue_delay_microseconds = settings.queue_delay_us
+    if settings.kind != "linear" and settings.target == "cpu" and settings.preferred_batch_size:
+        config.dynamic_batching.preferred_batch_size.append(min(settings.preferred_batch_size, settings.max_batch_size))
     if settings.target == "tensorrt":
         accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
         accelerator.parameters["precision_mode"] = {"int8": "INT8", "fp16": "FP16"}.get(settings.precision, "FP32")
@@ -281,6 +294,12 @@ def served_version(config_pbtxt: Path) -> tuple[int, int | None]:
         )
     before = config.parameters[PREVIOUS].string_value if PREVIOUS in config.parameters else ""
     return versions[0], int(before) if before else None
+
+
+def loaded_versions(config_pbtxt: Path) -> tuple[int, ...]:
+    """The versions of a model that its configuration lets a server load."""
+    config = text_format.Parse(config_pbtxt.read_text(encoding="utf-8"), pb.ModelConfig())
+    return tuple(config.version_policy.specific.versions)
 
 
 def _set_parameters(config: pb.ModelConfig, parameters: dict[str, str]) -> None:

@@ -13,10 +13,13 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from client import Credentials
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
@@ -28,6 +31,8 @@ MAX_WINDOW = 2**31 - 1
 DEFAULT_WINDOW = 65535
 DEFAULT_FRAME = 16384
 READ_BYTES = 1 << 18
+STATUS, STATUS_IN_HUFFMANS_CODE = b"grpc-status", b"\x9a\xca\xc8\xb2\x124\xda\x8f"
+"""Triton writes the first, Envoy the second."""
 
 
 class ConnectionFailed(OSError):
@@ -54,9 +59,11 @@ class Connection:
     :ivar under_way: requests that have no answer yet.
     """
 
-    def __init__(self, host: str, port: int) -> None:
-        self.socket = socket.create_connection((host, port), timeout=10)
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None, server_name: str | None = None) -> None:
+        self.socket: socket.socket = socket.create_connection((host, port), timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_hostname=server_name or host)
         self.socket.setblocking(False)
         self.under_way = 0
         self._out = bytearray()
@@ -70,15 +77,18 @@ class Connection:
 
         :raises ConnectionFailed: when the server closed the connection.
         """
-        try:
-            data = self.socket.recv(READ_BYTES)
-        except BlockingIOError:
-            return []
-        except OSError as error:
-            raise ConnectionFailed(f"connection lost ({error.strerror})") from None
-        if not data:
-            raise ConnectionFailed("the server closed the connection")
-        self._in += data
+        while True:
+            try:
+                data = self.socket.recv(READ_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                break
+            except OSError as error:
+                raise ConnectionFailed(f"connection lost ({error.strerror})") from None
+            if not data:
+                raise ConnectionFailed("the server closed the connection")
+            self._in += data
+            if not isinstance(self.socket, ssl.SSLSocket):
+                break  # what is left shows as readable, other than what TLS has read already
         answers = list(self._answers())
         self.under_way -= len(answers)
         return answers
@@ -91,7 +101,7 @@ class Connection:
         if self._out:
             try:
                 sent = self.socket.send(self._out)
-            except BlockingIOError:
+            except (BlockingIOError, ssl.SSLWantWriteError):
                 return False
             except OSError as error:
                 raise ConnectionFailed(f"connection lost ({error.strerror})") from None
@@ -138,13 +148,21 @@ class GrpcConnection(Connection):
     :param bodies: messages, without gRPC's five bytes before them.
     """
 
-    def __init__(self, host: str, port: int, path: str, bodies: Sequence[bytes]) -> None:
-        super().__init__(host, port)
+    def __init__(
+        self, host: str, port: int, path: str, bodies: Sequence[bytes], credentials: Credentials | None = None
+    ) -> None:
+        tls = None if credentials is None else context(credentials)
+        super().__init__(host, port, tls, None if credentials is None else credentials.server_name)
         self._bodies = [framed(body) for body in bodies]
         # fields that the server is to keep get the numbers from 62 on, the last one the lowest
         kept = [_kept(4, path), _kept(1, f"{host}:{port}"), _kept(31, "application/grpc"), b"\x40\x02te\x08trailers"]
-        self._fields = b"\x83\x86" + b"".join(kept)
-        self._fields_again = b"\x83\x86" + bytes(0x80 | 61 + n for n in range(len(kept), 0, -1))
+        for name, value in (credentials and credentials.headers()) or []:
+            if name != "authorization":
+                raise ValueError(f"this generator sends no header {name!r}")
+            kept.append(_kept(23, value))
+        fixed = b"\x83\x87" if tls else b"\x83\x86"  # POST, https or http
+        self._fields = fixed + b"".join(kept)
+        self._fields_again = fixed + bytes(0x80 | 61 + n for n in range(len(kept), 0, -1))
         self._next_stream = 1
         self._asked: dict[int, int] = {}  # request by stream
         self._bodies_in: dict[int, bytes] = {}
@@ -229,7 +247,7 @@ class GrpcConnection(Connection):
     def _status(self, block: bytes) -> str | None:
         if block not in self._statuses:
             fields = dict(_fields(block))
-            status = fields.get(b"grpc-status", b"missing")
+            status = fields.get(STATUS) or fields.get(STATUS_IN_HUFFMANS_CODE, b"missing")
             message = fields.get(b"grpc-message", b"").decode("utf-8", "replace")
             self._statuses[block] = None if status == b"0" else f"gRPC status {status.decode()}: {message[:200]}"
         return self._statuses[block]
@@ -283,7 +301,7 @@ def _unpadded(payload: bytes, flags: int) -> bytes:
 def _fields(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The literal fields of a header block; those of the static table (``:status`` and the like) are passed over.
 
-    Text in Huffman's code stays as it is: servers use plain text for gRPC's status.
+    Text in Huffman's code stays as it is: the status itself is one character or two, which it does not shorten.
     """
     at = 0
     while at < len(block):
@@ -316,6 +334,20 @@ def integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
         shift, at = shift + 7, at + 1
         if not block[at - 1] & 0x80:
             return value, at
+
+
+def context(credentials: Credentials) -> ssl.SSLContext | None:
+    """TLS for HTTP/2, as gRPC would do it with these credentials.
+
+    :raises OSError: when a file cannot be read.
+    """
+    if not credentials.tls:
+        return None
+    made = ssl.create_default_context(cafile=credentials.ca)
+    made.set_alpn_protocols(["h2"])
+    if credentials.certificate is not None:
+        made.load_cert_chain(credentials.certificate, credentials.key)
+    return made
 
 
 def framed(message: bytes) -> bytes:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from loadtest import processes
 from loadtest.connections import json_body
 from loadtest.limit import Bench, Encoder, Settings
 from loadtest.rivals import environments
-from serve.server import TritonServer
+from serve.server import TritonServer, die_with_parent
 
 APPS = Path(__file__).parent / "rivals"
 READY_S = 120.0
@@ -276,7 +275,7 @@ class Gateway(Served):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=processes.die_with_parent,
+            preexec_fn=die_with_parent,
         )
         self.root = self._process.pid
         deadline = time.monotonic() + READY_S
@@ -369,7 +368,7 @@ class Rival(Served):
         if not self.python.is_file():
             raise ContenderFailed(f"{self.name} is not installed: {environments.INSTALL}")
         self.port = free_port()
-        self._scratch = tempfile.TemporaryDirectory(prefix=f"tritox-{self.name}-")
+        self._scratch = tempfile.TemporaryDirectory(prefix=f"tritox-{self.name}-", ignore_cleanup_errors=True)
         log = Path(self._scratch.name) / "log"
         threads = str(self.settings["threads"])
         environment = {
@@ -391,7 +390,7 @@ class Rival(Served):
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=processes.die_with_parent,
+                preexec_fn=die_with_parent,
             )
         self.root = self._process.pid
         self._wait(log)
@@ -433,7 +432,7 @@ class Rival(Served):
             self._process.wait()
             self._process = None
         if self._scratch is not None:
-            shutil.rmtree(self._scratch.name, ignore_errors=True)
+            self._scratch.cleanup()
             self._scratch = None
 
 

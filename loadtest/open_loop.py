@@ -19,7 +19,7 @@ from types import TracebackType
 
 import grpc
 
-from client import wire
+from client import Credentials, wire
 from loadtest.connections import ConnectionFailed, GrpcConnection, framed
 from loadtest.histogram import Histogram
 from loadtest.processes import stolen_s
@@ -130,6 +130,7 @@ class Generator:
 
     :param timeout_s: how long an answer is waited for.
     :param patience_s: a refused request is sent again, a little later each time, for so long; 0 gives up at once.
+    :param credentials: TLS, and a token.
     :param record: is given each sample, instead of the phase: for runs whose samples would fill the memory.
     """
 
@@ -141,8 +142,10 @@ class Generator:
         timeout_s: float = 10.0,
         patience_s: float = 0.0,
         record: Callable[[Sample], None] | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.urls = [url] if isinstance(url, str) else list(url)
+        self.credentials = credentials
         self.channels, self.timeout_s, self.patience_s, self.record = channels, timeout_s, patience_s, record
         self.again = 0
         self._wires: list[_Wire] = []
@@ -150,7 +153,7 @@ class Generator:
     async def __aenter__(self) -> Generator:
         for url in self.urls * self.channels:
             host, _, port = url.rpartition(":")
-            self._wires.append(_Wire(host.strip("[]"), int(port), self.timeout_s))
+            self._wires.append(_Wire(host.strip("[]"), int(port), self.timeout_s, self.credentials))
         return self
 
     async def __aexit__(
@@ -238,19 +241,19 @@ class Generator:
 class _Wire:
     """One connection in the running event loop. One that is lost fails what is under way, and is made anew."""
 
-    def __init__(self, host: str, port: int, timeout_s: float) -> None:
-        self.address, self.timeout_s = (host, port), timeout_s
+    def __init__(self, host: str, port: int, timeout_s: float, credentials: Credentials | None = None) -> None:
+        self.address, self.timeout_s, self.credentials = (host, port), timeout_s, credentials
         self.loop = asyncio.get_running_loop()
         self.under_way: dict[int, tuple[float, Finish]] = {}  # in the order in which they were sent
         self.asked = 0
-        self.connection: GrpcConnection | None = GrpcConnection(host, port, METHOD, [])
+        self.connection: GrpcConnection | None = GrpcConnection(host, port, METHOD, [], credentials)
         self.loop.add_reader(self.connection.socket, self.read)
         self.sweeping = self.loop.call_later(SWEEP_S, self.sweep)
 
     def ask(self, message: bytes, finish: Finish) -> None:
         try:
             if self.connection is None:
-                self.connection = GrpcConnection(*self.address, METHOD, [])
+                self.connection = GrpcConnection(*self.address, METHOD, [], self.credentials)
                 self.loop.add_reader(self.connection.socket, self.read)
         except OSError as error:
             finish(LOST, str(error))

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from client import ModelInfo, ToxicityClient, ToxicityError
+from client import Credentials, ModelInfo, ToxicityClient, ToxicityError
 from loadtest import corpus, report
 from loadtest.open_loop import Body, Generator, Sent, body
 from loadtest.slo import DEFAULT_PATH, Verdict, read_slo
@@ -105,13 +105,15 @@ class Run:
         return self.watch.growth(begin_s + 0.1 * self.overload.seconds, begin_s + self.overload.seconds)
 
 
-async def measure(url: str, bodies: Sequence[Body], plan: Plan, watch: Watch | None) -> Run:
+async def measure(
+    url: str, bodies: Sequence[Body], plan: Plan, watch: Watch | None, credentials: Credentials | None = None
+) -> Run:
     """Run all phases."""
     turns = itertools.cycle(bodies)
     rng = random.Random(plan.seed)
     memory = asyncio.create_task(watch.run()) if watch else None
     try:
-        async with Generator(url, timeout_s=plan.timeout_s) as generator:
+        async with Generator(url, timeout_s=plan.timeout_s, credentials=credentials) as generator:
             await generator.closed(turns, plan.users, plan.warmup_s)
             closed = await generator.closed(turns, plan.users, plan.capacity_s)
             capacity = closed.comments_per_s

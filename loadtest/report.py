@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -82,6 +83,19 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def insert(page: Path, name: str, text: str) -> None:
+    """Put ``text`` between the page's ``<!-- name -->`` and ``<!-- /name -->``.
+
+    :raises ValueError: when the page has no such place.
+    """
+    old = page.read_text(encoding="utf-8")
+    place = rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)"
+    new, places = re.subn(place, lambda m: f"{m[1]}{text}\n{m[2]}", old, flags=re.DOTALL)
+    if places != 1:
+        raise ValueError(f"{page} must hold <!-- {name} --> and <!-- /{name} --> once, has them {places} times")
+    write_text(page, new)
 
 
 def cpu_model() -> str:

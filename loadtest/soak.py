@@ -26,9 +26,9 @@ from client import ModelInfo, ToxicityError
 from loadtest import corpus, report
 from loadtest.open_loop import Body, Generator, Sent, body
 from loadtest.overload import MAX_GROWTH, MIN_OFFERED, meet, positive
-from loadtest.processes import die_with_parent
 from loadtest.slo import Verdict
 from loadtest.watch import Watch, listener, shared_memory, shared_memory_prefix
+from serve.server import die_with_parent
 
 SIZES = {1: 0.9, 16: 0.08, 64: 0.02}
 """How often a request has so many comments: about a third of the comments come in each size."""

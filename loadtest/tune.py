@@ -66,6 +66,7 @@ def steps(cores: int) -> list[list[dict[str, int]]]:
     return [
         [{"instances": count, "intra_op_threads": threads} for count, threads in shapes],
         [{"max_batch_tokens": tokens} for tokens in (64, 128, 256, 512, 0)],
+        [{"preferred_batch_size": rows} for rows in (8, 16, 32, 0)],
         [{"queue_delay_us": delay} for delay in (0, 500, 2000)],
         [{"tokenizers": count} for count in dict.fromkeys((1, max(1, cores // 4), max(1, cores // 2)))],
     ]

@@ -14,6 +14,7 @@ from loadtest.tune import Trial, main, steps
 pytestmark = pytest.mark.triton
 
 
+@pytest.mark.slow  # most of a minute
 def test_the_value_that_is_faster_is_written_and_only_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def test_the_tokenizer_model_is_the_exporters() -> None:
     folder = REPOSITORY / "toxicity_tokenizer" / LATEST
     assert (folder / "model.py").read_text() == (TEMPLATES / "tokenizer_model.py").read_text()
     assert (folder / "texts.py").read_text() == (TEMPLATES / "texts.py").read_text()
+    assert (folder / "counters.py").read_text() == (TEMPLATES / "counters.py").read_text()
 
 
 def test_there_is_nothing_but_what_triton_reads() -> None:
@@ -34,6 +35,7 @@ def test_there_is_nothing_but_what_triton_reads() -> None:
         "toxicity/config.pbtxt",
         f"toxicity/{LATEST}/export.json",
         f"toxicity/{LATEST}/export.txt",
+        f"toxicity/{LATEST}/reference.json",
         "toxicity_encoder/config.pbtxt",
         f"toxicity_encoder/{LATEST}/golden.json",
         f"toxicity_encoder/{LATEST}/model.onnx",

@@ -10,6 +10,7 @@ import urllib.request
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 from serve.server import TritonServer
 
@@ -52,6 +53,33 @@ def ask(server: TritonServer, requests: list[list[str]]) -> dict[str, float]:
     assert not failed, failed
     after = counters(server)
     return {name: after[name] - before.get(name, 0.0) for name in after}
+
+
+def test_a_broken_request_fails_alone(server: TritonServer) -> None:
+    """Token ids as no tokenizer gives them, joined with those of right requests."""
+    right, broken = [101, 2023, 102], ([], [-1, -1], [101, 10**6, 102])
+    answers: list[tuple[bool, str]] = []
+    barrier = threading.Barrier(24)
+
+    def send(row: list[int], fails: bool) -> None:
+        ids = np.array([row], np.int32)
+        with grpcclient.InferenceServerClient(server.grpc_url) as client:
+            tensor = grpcclient.InferInput("input_ids", list(ids.shape), "INT32")
+            tensor.set_data_from_numpy(ids)
+            barrier.wait()
+            try:
+                found = client.infer("toxicity_encoder", [tensor], client_timeout=60).as_numpy("scores").shape
+                answers.append((fails, str(found)))
+            except InferenceServerException as error:
+                answers.append((fails, str(error.status())))
+
+    rows = [(broken[i % 6 // 2], True) if i % 2 else (right, False) for i in range(24)]
+    threads = [threading.Thread(target=send, args=row) for row in rows]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [(False, "(1, 6)")] * 12 + [(True, "StatusCode.INVALID_ARGUMENT")] * 12
 
 
 def test_requests_of_unlike_lengths_are_joined(server: TritonServer) -> None:

@@ -10,7 +10,7 @@ metrics how many wait, and knows how much work they are::
     work that waits (pending requests, each with its tokens) / work done a second = the wait that a request would have
 
 Beyond ``max_queue_ms``, or the request's own ``timeout``, the request is refused with UNAVAILABLE before it is read.
-One large request is no overload: until half a second has passed in which the line was never short, 2.5 times as much
+One large request is no overload: until half a second has passed in which the line was never short, twice as much
 may wait; and where nothing waits, nothing is refused, however large. Between two looks at the metrics, what was let in
 is added, and what must have been done is taken off.
 
@@ -37,8 +37,11 @@ LEARN_S = 0.5
 """The speed is not known until so much time was spent with requests waiting. Nothing is refused until then."""
 STUCK_S = 2.0
 """A model that finishes nothing for so long, while requests wait, is taken to be stuck: it has the speed 0."""
-BURST, PATIENCE_S, SHORT = 2.5, 0.5, 0.25
+BURST, PATIENCE_S, SHORT = 2.0, 0.5, 0.25
 """So many times the longest wait is fine while the line was short, a share of the longest wait, not so long ago."""
+GATHER_S, GATHERED = 0.025, 16
+"""A call of fewer requests ends so much later where the line is half full: all that came meanwhile are one call then,
+which costs less, and so refusals do. Those that were let in wait anyway."""
 METRICS_URL = "http://127.0.0.1:8002/metrics"
 PENDING = re.compile(rb'nv_inference_pending_request_count\{model="([^"]+)"[^}]*\} (\d+)')
 
@@ -83,6 +86,7 @@ class Admission:
         self.max_wait_s = int(config.get("parameters", {}).get("max_queue_ms", {}).get("string_value", 0)) / 1000
         # each instance of the asking model sees its part of the requests, and counts with its part of those that wait
         self.share = 1 / max(1, sum(group.get("count", 1) for group in config.get("instance_group", [])))
+        self.gathered = min(GATHERED, config.get("max_batch_size", GATHERED))
         self.names = config["name"], behind
         self.entry, self.behind = Line(), Line()
         self.seen = 0  # requests since the last look
@@ -123,6 +127,8 @@ class Admission:
                         f"{limit_s * 1000:.0f} ms; send it again later, or less at a time"
                     )
             self.behind.work = told
+        if wait_s > self.max_wait_s / 2 and len(found) < self.gathered:
+            time.sleep(GATHER_S)
         return found
 
     def admitted(self, work: list[int]) -> None:

@@ -35,11 +35,12 @@ class TextReader:
 
     def __init__(self, max_characters: int, normalize: bool) -> None:
         self.max_characters = max_characters
-        self.normalize: Callable[[str], str] | None = None
+        self.normalize: Callable[[list[str]], list[str]] | None = None
         if normalize:
-            from normalizer import normalize_text  # the version folder's own: what ran in training
+            import normalizer  # the version folder's own: what ran in training
 
-            self.normalize = normalize_text
+            many = getattr(normalizer, "normalize_texts", None)  # artifacts of before November 2026 have none
+            self.normalize = many or (lambda texts: [normalizer.normalize_text(text) for text in texts])
 
     def read(self, requests: list[Any]) -> Batch:
         """The input ``TEXT`` of all requests. Text that is not UTF-8 refuses its own request alone."""
@@ -54,18 +55,18 @@ class TextReader:
                 continue
             batch.spans.append((i, len(batch.texts), len(batch.texts) + len(decoded)))
             batch.texts.extend(decoded)
-        prepared = [self.prepare(text) for text in batch.texts]
-        batch.texts, batch.cut = [text for text, _ in prepared], [cut for _, cut in prepared]
+        batch.texts, batch.cut = self.prepare(batch.texts)
         return batch
 
-    def prepare(self, text: str) -> tuple[str, bool]:
-        """What the model reads of a text, and whether there was more."""
-        cut = False
+    def prepare(self, texts: list[str]) -> tuple[list[str], list[bool]]:
+        """What the model reads of each text, and whether there was more."""
+        cut = [False] * len(texts)
         if self.normalize is not None:
             most = NORMALIZED_SHARE * self.max_characters
-            cut = len(text) > most
-            text = self.normalize(text[:most])
-        return text[: self.max_characters], cut or len(text) > self.max_characters
+            cut = [len(text) > most for text in texts]
+            texts = self.normalize([text[:most] for text in texts])
+        cut = [more or len(text) > self.max_characters for more, text in zip(cut, texts, strict=True)]
+        return [text[: self.max_characters] for text in texts], cut
 
 
 def decode(row: bytes, number: int) -> str:

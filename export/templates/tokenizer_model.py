@@ -25,9 +25,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread per insta
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from admission import Admission
-from counters import Counters
+from counters import Counters, Histogram
 from fast_tokenizer import FastTokenizer, pad
 from texts import TextReader
+
+LENGTH_BOUNDS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 
 
 class TritonPythonModel:
@@ -40,10 +42,13 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.max_tokens: int = settings["max_tokens"]
         self.reader = TextReader(settings["max_characters"], settings["normalize"])
-        prepared = [self.reader.prepare(text)[0] for text in golden["texts"]]
+        prepared, _ = self.reader.prepare(golden["texts"])
         self.tokenizer = FastTokenizer(folder / "tokenizer.json", prepared)
         self.check(golden["texts"], prepared, golden["input_ids"])
         self.admission = Admission(config, behind=config["name"].removesuffix("tokenizer") + "encoder")
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        text = "Tokens of comments, also those that the encoder does not read"
+        self.lengths = Histogram("tritox_tokenizer_length", text, LENGTH_BOUNDS, labels)
         self.counters = Counters(
             {
                 "tritox_tokenizer_comments_total": "Comments that were tokenized",
@@ -51,7 +56,8 @@ class TritonPythonModel:
                 "tritox_tokenizer_truncated_total": "Comments that are longer than what the encoder reads",
                 "tritox_tokenizer_refused_total": "Requests that were refused, as too many wait",
             },
-            {"model": args["model_name"], "version": args["model_version"]},
+            labels,
+            [self.lengths],
         )
 
     def finalize(self) -> None:
@@ -102,6 +108,7 @@ class TritonPythonModel:
             tritox_tokenizer_tokens_total=int(tokens[-1]),
             tritox_tokenizer_truncated_total=int(truncated.sum()),
         )
+        self.lengths.observe(lengths)
         return responses
 
 
