@@ -27,6 +27,7 @@ examples:
   python -m client - < comments.txt > scores.jsonl            # a line is a text
   python -m client --jsonl - < rows.jsonl > out.jsonl         # a line is an object with a "text"; other keys are kept
   python -m client -- "-1 for this idea"                      # a text that begins with a dash
+  python -m client replay --help                              # recorded decisions, made again (-- replay is a text)
 
 Files: .csv .tsv .jsonl .parquet, .txt (a line is a text; input only), and .gz of all but Parquet. A command that was
 interrupted or killed goes on where it was when it is given again.
@@ -38,6 +39,11 @@ SOME_BAD = 3
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["replay"]:
+        from client.replay import main as replay
+
+        return replay(given[1:])
     parser = argparse.ArgumentParser(
         prog="python -m client",
         description="Score comments on a Tritox server. Prints one line of JSON for each text, or writes a file.",

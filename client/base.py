@@ -30,6 +30,10 @@ GLANCE_S = 0.05
 """How often a request that stalls looks whether its server was found dead."""
 LATE_S = 1.0
 """gRPC ends a request at its deadline; should it ever not, we do so long after."""
+LOOKS = 5
+LOOK_S = 0.02
+"""How often a version is looked up that is gone at the next question, since another one takes over; and the first
+pause, each further one is twice as long."""
 SERVICE = "/inference.GRPCInferenceService/"
 METHODS = {
     "ModelInfer": (pb.ModelInferRequest, pb.ModelInferResponse),
@@ -104,7 +108,8 @@ class BaseClient(ABC):
         environment's ``TRITOX_URL``, else ``127.0.0.1:8001``.
     :param model: the model's name on the servers.
     :param timeout: seconds that a call may take when it does not say otherwise.
-    :param credentials: TLS, mutual TLS, a token; by default none, and nothing is encrypted.
+    :param credentials: TLS, mutual TLS, a token; by default those of the environment
+        (:meth:`client.options.Credentials.from_environment`), else none, and nothing is encrypted.
     :param retry: when a request is sent again; ``Retry(attempts=1)`` never does.
     :param hedge: send late requests once more; off by default.
     :param batching: how ``score`` joins the comments of concurrent callers.
@@ -138,7 +143,7 @@ class BaseClient(ABC):
         self.model = model
         self.timeout = timeout
         self._call(None)  # so that a wrong timeout is refused here
-        self.credentials, self.hedge = credentials, hedge
+        self.credentials, self.hedge = credentials or Credentials.from_environment(), hedge
         self.retry, self.batching = retry or Retry(), batching or Batching()
         self.in_flight = in_flight or 2 * len(targets)
         self.connections, self.stall_s = connections, stall_s
@@ -153,7 +158,7 @@ class BaseClient(ABC):
             if not isinstance(value, (int, float)) or value < least:
                 raise InvalidInput(f"{name} is {value!r}, must be at least {least}", remedy="change it")
         self._compression = COMPRESSION[compression]
-        self._options = wire.channel_options(keepalive_s, credentials.server_name if credentials else None)
+        self._options = wire.channel_options(keepalive_s, self.credentials.server_name if self.credentials else None)
         self._secure = self._channel_credentials()
         self._pool: Pool[Line] = Pool(targets, connections, self._open_lane, self._probe)
         self._several = len(targets) > 1
@@ -212,13 +217,23 @@ class BaseClient(ABC):
     def _request(self, rows: list[bytes], call: wire.Call) -> Steps[list[Result]]:
         """Send at most ``max_batch_size`` texts and read the reply."""
         call.request_id = uuid.uuid4().hex
-        try:
-            response = yield from self._ask("ModelInfer", lambda: wire.infer_request(rows, call), call, len(rows))
-        except InvalidInput:
-            self._latest = None  # max_batch_size may have changed: the next call reads it again
-            raise
-        version = response.model_version
-        info = self._infos.get(version) or (yield from self._read_info(call, version))
+        for look in range(LOOKS):
+            try:
+                response = yield from self._ask("ModelInfer", lambda: wire.infer_request(rows, call), call, len(rows))
+            except InvalidInput:
+                self._latest = None  # max_batch_size may have changed: the next call reads it again
+                raise
+            version = response.model_version
+            try:
+                info = self._infos.get(version) or (yield from self._read_info(call, version))
+            except ModelNotFound:
+                # another version took over since, or takes over behind a load balancer, server by server: the texts
+                # are scored again, for nobody asked knows this version's thresholds
+                if look == LOOKS - 1:
+                    raise
+                yield None, LOOK_S * 2**look
+                continue
+            break
         return wire.read_results(response, len(rows), info, call)
 
     def _info(self, call: wire.Call) -> Steps[ModelInfo]:
@@ -228,13 +243,30 @@ class BaseClient(ABC):
         """Ask for the config of ``version``, by default the latest, so that thresholds never lag behind the model."""
         asked = call.part()
         asked.request_id = call.request_id
-        if version is None:
-            metadata = yield from self._ask("ModelMetadata", lambda: pb.ModelMetadataRequest(name=self.model), asked)
-            version = wire.latest_version(metadata, asked)
-        question = pb.ModelConfigRequest(name=self.model, version=version)
-        response = yield from self._ask("ModelConfig", lambda: question, asked)
-        info = self._latest = self._infos[version] = wire.read_info(response.config, version, asked)
+        for look in range(LOOKS):
+            number = version or (yield from self._latest_version(asked))
+            try:
+                config = yield from self._config(number, asked)
+            except ModelNotFound:
+                if version is not None or look == LOOKS - 1:
+                    raise
+                yield None, LOOK_S * 2**look  # another version took over between the two questions
+                continue
+            break
+        info = self._latest = self._infos[number] = wire.read_info(config, number, asked)
         return info
+
+    def _latest_version(self, call: wire.Call) -> Steps[str]:
+        question = pb.ModelMetadataRequest(name=self.model)
+        return wire.latest_version((yield from self._ask("ModelMetadata", lambda: question, call)), call)
+
+    def _config(self, version: str, call: wire.Call) -> Steps[Any]:
+        question = pb.ModelConfigRequest(name=self.model, version=version)
+        return (yield from self._ask("ModelConfig", lambda: question, call)).config
+
+    def known(self, version: str) -> ModelInfo | None:
+        """What the server said about a version that it answered with; nothing is asked."""
+        return self._infos.get(version)
 
     def _wait_ready(self, call: wire.Call) -> Steps[None]:
         reason = "no answer"
@@ -449,14 +481,7 @@ class BaseClient(ABC):
     # --- connections
 
     def _channel_credentials(self) -> Any:
-        given = self.credentials
-        if given is None or not given.tls:
-            return None
-        return grpc.ssl_channel_credentials(
-            root_certificates=given.read(given.ca),
-            private_key=given.read(given.key),
-            certificate_chain=given.read(given.certificate),
-        )
+        return None if self.credentials is None else self.credentials.channel()
 
     def _arguments(self, timeout_s: float) -> dict[str, Any]:
         """What every gRPC call is given."""

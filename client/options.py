@@ -44,12 +44,48 @@ class Credentials:
             if name != name.lower():
                 raise InvalidInput(f"the metadata name {name!r} must be in lower case", remedy=f"use {name.lower()!r}")
 
+    @classmethod
+    def from_environment(cls) -> Credentials | None:
+        """Those that TRITOX_CA, TRITOX_CERTIFICATE, TRITOX_CERTIFICATE_KEY, TRITOX_TOKEN and TRITOX_SERVER_NAME name;
+        ``None`` where neither an authority, nor a certificate, nor a token is there, nor ``TRITOX_TLS=1``.
+
+        :raises InvalidInput: for a certificate without its key.
+        """
+        given = {
+            name: os.environ.get(f"TRITOX_{name.upper()}") or None
+            for name in ("ca", "certificate", "certificate_key", "token", "server_name")
+        }
+        if not (given["ca"] or given["certificate"] or given["token"] or os.environ.get("TRITOX_TLS") == "1"):
+            return None
+        return cls(
+            ca=given["ca"],
+            certificate=given["certificate"],
+            key=given["certificate_key"],
+            token=given["token"],
+            server_name=given["server_name"],
+        )
+
     def headers(self) -> list[tuple[str, str]] | None:
         """What goes with a request."""
         pairs = list(self.metadata.items())
         if self.token is not None:
             pairs.append(("authorization", f"Bearer {self.token() if callable(self.token) else self.token}"))
         return pairs or None
+
+    def channel(self) -> Any:
+        """``grpc.ChannelCredentials``, what gRPC encrypts with; ``None`` without TLS.
+
+        :raises InvalidInput: when a file cannot be read.
+        """
+        if not self.tls:
+            return None
+        import grpc  # what is only told of needs none
+
+        return grpc.ssl_channel_credentials(
+            root_certificates=self.read(self.ca),
+            private_key=self.read(self.key),
+            certificate_chain=self.read(self.certificate),
+        )
 
     def read(self, path: str | Path | None) -> bytes | None:
         """:raises InvalidInput: when the file cannot be read."""

@@ -94,7 +94,8 @@ def score(
     added = set(result_columns((), policy is not None))
     if both := [name for name in names if name in added or name.startswith("score_")]:
         raise InvalidFile(f"the data set has a column {both[0]!r}, as results have: rename it")
-    return dataset.map_batches(
+    # Ray makes blocks by their bytes; rows take long here, so that small files would keep one actor busy alone
+    return dataset.repartition(target_num_rows_per_block=BATCH_ROWS).map_batches(
         Scores,
         fn_constructor_args=(url, model, column, policy, in_flight, timeout, patience_s),
         batch_size=BATCH_ROWS,

@@ -66,6 +66,8 @@ class ModelInfo:
     :param max_tokens: longer texts are cut to this many tokens.
     :param max_batch_size: texts in one request; the client splits longer lists.
     :param precision: of the encoder's weights, such as ``int8``; empty where the server does not say.
+    :param release: the training's version of the model, such as ``1.2.0``; empty where the server does not say.
+    :param normalizer: of the code that undoes disguises, the beginning of its SHA-256; empty where there is none.
     """
 
     name: str
@@ -75,3 +77,5 @@ class ModelInfo:
     max_tokens: int
     max_batch_size: int
     precision: str
+    release: str = ""
+    normalizer: str = ""

@@ -39,6 +39,10 @@ CHANNEL_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 5000),
 ]
 
+BROKEN_NEIGHBOUR = "incomplete string"
+"""Triton's Python backend says so of a request whose strings end early, to all requests that it joined with it (seen on
+2.51). Ours never end early: so it was another's, and is sent again."""
+
 
 def channel_options(keepalive_s: float = 0.0, server_name: str | None = None) -> list[tuple[str, Any]]:
     """How gRPC is to keep a connection.
@@ -138,6 +142,10 @@ class Call:
                 ServerUnavailable,
                 f"{self.endpoint} cannot be reached ({detail})",
                 "is the server running (`python -m serve`), and is this its gRPC port?",
+            )
+        if code == "INVALID_ARGUMENT" and BROKEN_NEIGHBOUR in detail:
+            return self.error(
+                ServerBusy, f"{where} failed a whole batch ({detail})", "another caller's request was broken"
             )
         if code == "INVALID_ARGUMENT":
             return self.error(InvalidInput, f"{where} refused the request ({detail})", "change the texts or the model")
@@ -283,9 +291,11 @@ def read_info(config: Any, version: str, call: Call) -> ModelInfo:
         labels = tuple(map(str, json.loads(parameters["labels"])))
         thresholds = {label: float(json.loads(parameters["thresholds"])[label]) for label in labels}
         max_tokens = int(parameters["max_tokens"])
+        provenance = json.loads(parameters.get("provenance", "{}"))
+        release, normalizer = (str(provenance.get(key, "")) for key in ("model_version", "normalizer"))
         if not labels or config.max_batch_size < 1:
             raise ValueError(f"{len(labels)} labels, max_batch_size {config.max_batch_size}, must be at least 1")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise call.error(
             InvalidReply,
@@ -293,5 +303,13 @@ def read_info(config: Any, version: str, call: Call) -> ModelInfo:
             "its parameters must hold labels, thresholds and max_tokens, as `python -m export` writes them",
         ) from None
     return ModelInfo(
-        call.model, version, labels, thresholds, max_tokens, config.max_batch_size, parameters.get("precision", "")
+        call.model,
+        version,
+        labels,
+        thresholds,
+        max_tokens,
+        config.max_batch_size,
+        parameters.get("precision", ""),
+        release,
+        normalizer,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import end_at_once
 
 from client import AsyncToxicityClient, Hedge, Retry, ServerUnavailable, Timeout, ToxicityClient, ToxicityError
 from loadtest import processes
@@ -231,6 +232,7 @@ def test_one_of_three_real_servers_is_killed(slow_repository: Path, slow_server:
         servers = [TritonServer(slow_repository, grpc_port=0, http_port=0, metrics_port=0) for _ in range(2)]
         for server in servers:
             stack.enter_context(server)
+            stack.callback(lambda server=server: end_at_once(server.pid))
         urls = [server.grpc_url for server in (*servers, slow_server)]
         errors: list[ToxicityError] = []
         late: list[float] = []

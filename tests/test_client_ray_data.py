@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -83,7 +85,14 @@ def test_a_folder_is_scored_on_a_cluster(
 ) -> None:
     assert sum(node["Alive"] for node in ray.nodes()) == 2
     peers: set[str] = set()
-    stub.fault = lambda request, context: peers.add(context.peer())
+
+    def fault(request: object, context: grpc.ServicerContext) -> None:
+        peers.add(context.peer())
+        until = time.monotonic() + 20  # or the first actor has done all before the others are up
+        while len(peers) < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+
+    stub.fault = fault
     monkeypatch.setattr(ray_data, "BATCH_ROWS", 100)
     out = folder.parent / "out"
     options = ["--url", stub.grpc_url, "--column", "comment", "--policy", "standard", "--actors", "3"]

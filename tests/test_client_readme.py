@@ -15,11 +15,12 @@ import client
 
 README = (ROOT / "README.md").read_text()
 SDK = README[README.index("## The SDK") : README.index("## What to read")]
-EXAMPLES = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "from client import" in code]
+PAGES = README + (ROOT / "serve/OPERATIONS.md").read_text()
+EXAMPLES = [code for code in re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL) if "from client import" in code]
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
 
 
 @pytest.mark.parametrize("code", EXAMPLES)

@@ -61,6 +61,7 @@ class Failing:
         (grpc.StatusCode.UNAVAILABLE, "Socket closed"),
         (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "full"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "incomplete string data for inference input 'TEXT'"),  # another caller's
         (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"),
     ],
 )

@@ -40,7 +40,8 @@ class Stub(GRPCInferenceServiceServicer):
     """Answers as the ``toxicity`` model does. The text "0.7" scores 0.7 for every label; other texts score 0.
 
     ``parameters``, ``version`` and ``max_batch_size`` may be changed while it runs; ``fault`` is called with the
-    request and gRPC's context before each inference, ``reply`` with the answer before it is sent.
+    request and gRPC's context before each inference, ``reply`` with the answer before it is sent, ``looked`` once the
+    version was asked for.
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class Stub(GRPCInferenceServiceServicer):
         self.parameters = {"labels": json.dumps(LABELS), "max_tokens": "128", "precision": "int8"}
         self.fault: Callable[[Any, Any], None] = lambda request, context: None
         self.reply: Callable[[Any], None] = lambda response: None
+        self.looked: Callable[[], None] = lambda: None
         self.requests: list[Any] = []
         self.config_reads = 0
         self.ready = True
@@ -67,11 +69,14 @@ class Stub(GRPCInferenceServiceServicer):
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:
         self.known(request.name, context)
-        return pb.ModelMetadataResponse(name=request.name, versions=[self.version])
+        response = pb.ModelMetadataResponse(name=request.name, versions=[self.version])
+        self.looked()
+        return response
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
         self.known(request.name, context)
-        assert request.version == self.version
+        if request.version != self.version:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"'toxicity' version {request.version} is not at ready state")
         self.config_reads += 1
         response = pb.ModelConfigResponse()
         response.config.max_batch_size = self.max_batch_size
@@ -175,6 +180,30 @@ def test_thresholds_follow_a_new_model_version(stub: Stub, client: ToxicityClien
     assert client.info().version == "2"
 
 
+def test_a_version_that_goes_between_two_questions_is_not_missed(stub: Stub, client: ToxicityClient) -> None:
+    stub.looked = lambda: setattr(stub, "version", "2")
+    assert client.info().version == "2"
+    turns = iter(map(str, range(3, 99)))
+    stub.looked = lambda: setattr(stub, "version", next(turns))
+    with ToxicityClient(stub.grpc_url, timeout=5) as other, pytest.raises(ModelNotFound):
+        other.info()  # one that changes at every look is given up
+
+
+def test_a_version_that_goes_while_it_answers_is_asked_no_more(stub: Stub, client: ToxicityClient) -> None:
+    """Its thresholds are not to be had any more, so the one that took over answers."""
+    client.info()
+    stub.version = "2"
+
+    def go(response: Any) -> None:
+        if response.model_version == "2":
+            stub.version, stub.thresholds = "3", dict.fromkeys(LABELS, 0.7)
+
+    stub.reply = go
+    (result,) = client.classify(["0.6"])
+    assert (result.model_version, result.flagged) == ("3", ())
+    assert len(stub.requests) == 2
+
+
 def test_a_smaller_batch_limit_is_learnt_after_the_first_refusal(stub: Stub, client: ToxicityClient) -> None:
     client.classify(["0.6"] * 20)
     stub.max_batch_size = 8
@@ -247,6 +276,7 @@ def test_the_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         (grpc.StatusCode.UNAVAILABLE, "Request timeout expired", ServerBusy),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", Timeout),
         (grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape", InvalidInput),
+        (grpc.StatusCode.INVALID_ARGUMENT, "incomplete string data for inference input 'TEXT'", ServerBusy),
         (grpc.StatusCode.NOT_FOUND, "gone", ModelNotFound),
         (grpc.StatusCode.UNAVAILABLE, "Request for unknown model: 'toxicity' has no available versions", ModelNotFound),
         (grpc.StatusCode.INTERNAL, "Traceback:\n  a\n  b", ToxicityError),
