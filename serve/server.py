@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import importlib.util
+import ipaddress
 import json
 import math
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -21,10 +24,13 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+from serve.probe import dead_stubs
 
 INSTALL = "pip install -e '.[serve]' -c constraints.txt"
 GOLDEN_TRIES = 5
@@ -32,10 +38,56 @@ LOG_LEVELS = ("error", "warning", "info", "verbose")
 BACKENDS = Path(__file__).parent / "backends"
 NO_GPU = ("CudaDriverHelper has not been", "CUDA driver version is insufficient", "DCGM", "pinned system memory")
 """What Triton warns of on a machine without a GPU. It is no error there, so it is shown from ``info`` on only."""
+CONTROL_HEADER = "tritox-control"
+"""Names the control key in HTTP."""
+GRPC_CONTROL_HEADER = f"triton-grpc-protocol-{CONTROL_HEADER}"
+"""As Triton wants it in a gRPC request."""
+NEVER_FOR_CLIENTS = ("shared-memory", "trace", "logging")
+"""Of Triton's protocols: these let a caller read memory of the server's processes, or name a file that it writes to."""
+SHORTEST_KEY = 16
+NO_ROOM = "Triton's backends cannot be put together ({why}): free some MB there, or name another folder in TMPDIR"
+LEAVING = "tritox_leaving"
+"""No model: see :meth:`TritonServer.drain`."""
+NOT_LOADED = ("export.json", "export.txt", "reference.json")
+"""Beside a version's files, for people and ``python -m serve.drift``; the last may be made long after the export."""
 
 
 class ServeError(RuntimeError):
     """The server cannot be started, or did not stay up; the message says why and what to do."""
+
+
+class SelfTestFailed(ServeError):
+    """A model does not give its golden comments the token ids or scores that they had at export."""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM files of gRPC's port: it takes callers with a certificate of the authority ``ca`` alone (mutual TLS).
+
+    Triton reads them when it starts: after a change, start it anew.
+    """
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+    def check(self) -> None:
+        """:raises ServeError: naming the file that cannot be read."""
+        for option, file in (("--certificate", self.certificate), ("--key", self.key), ("--ca", self.ca)):
+            try:
+                if b"-----BEGIN" not in file.read_bytes():
+                    raise ServeError(f"{option} {file} is no PEM file: make one with `python -m serve.certificates`")
+            except OSError as error:
+                raise ServeError(f"{option} {file} cannot be read ({error.strerror}): name a PEM file") from None
+
+
+def check_control_key(key: str) -> None:
+    """:raises ServeError: when it is too short, or Triton could not read it from its command line."""
+    if len(key) < SHORTEST_KEY or not re.fullmatch(r"[\w-]+", key, re.ASCII):
+        raise ServeError(
+            f"the control key has {len(key)} characters, must be at least {SHORTEST_KEY} letters and digits: use "
+            "`openssl rand -hex 16`"
+        )
 
 
 @dataclass(frozen=True)
@@ -109,6 +161,63 @@ def check_repository(repository: Path) -> None:
             raise ServeError(f"{model} has no version folder such as 1/: export it again")
 
 
+def check_files(repository: Path) -> None:
+    """Compare the files of every version that would be loaded with their hashes at export, before anything reads them.
+
+    A damaged file may load all the same, and score otherwise; and what lies in a version's folder is Python that runs.
+    What was not exported (no ``export.json``) has no hashes, and is not looked at.
+
+    :raises ServeError: naming the first file that is changed, missing, or was not there.
+    """
+    for report in sorted(repository.glob("*/*/export.json")):
+        whole, number = report.parent.parent.name, report.parent.name
+        expected = {
+            # a cascade names its files alone
+            name if "/" in name else f"{whole}/{number}/{name}": digest
+            for name, digest in json.loads(report.read_text(encoding="utf-8")).get("files", {}).items()
+        }
+        models = {whole, *(name.split("/")[0] for name in expected)}
+        if not any(int(number) in loaded_versions(repository / model / "config.pbtxt") for model in models):
+            continue
+        wrong = None
+        for name, digest in expected.items():
+            file = repository / name
+            if not file.is_file():
+                wrong = f"{name} is missing"
+            elif sha256(file) != digest:
+                wrong = f"{name} is not as it was exported"
+        for model in models:
+            for file in sorted((repository / model / number).rglob("*")):
+                name = file.relative_to(repository).as_posix()
+                # bytecode was removed before, and another server that starts here may write it again
+                known = name in expected or file.name in NOT_LOADED or "__pycache__" in file.parts
+                if file.is_file() and not known:
+                    wrong = wrong or f"{name} was not there at export"
+        if wrong:
+            raise ServeError(
+                f"version {number} of {whole} is damaged, it is not loaded: {wrong}. Restore it, serve another version "
+                "with `python -m export.repository rollback`, or export again; --unverified serves it as it is"
+            )
+
+
+def loaded_versions(config_pbtxt: Path) -> list[int]:
+    """The versions that the exporter's configuration of a model lets Triton load."""
+    try:
+        text = config_pbtxt.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    policy = re.search(r"version_policy\s*\{\s*specific\s*\{([^}]*)\}", text)
+    return [int(number) for number in re.findall(r"versions:\s*(\d+)", policy[1])] if policy else []
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 class TritonServer:
     """One server as a context manager: started and ready inside the block, gone after it.
 
@@ -117,6 +226,11 @@ class TritonServer:
     :param log_level: what of Triton's log is passed on to standard error.
     :param ready_timeout_s: how long loading the models may take.
     :param model_control: let callers load and unload models; all are loaded at the start in any case.
+    :param http_host: where HTTP listens, which has no TLS; by default ``host``. ``metrics_host`` as well.
+    :param tls: of gRPC's port; by default nothing is encrypted.
+    :param control_key: that a caller must send to load, unload and list models. What :data:`NEVER_FOR_CLIENTS` holds is
+        closed in any case: with this key, or by one that nobody knows.
+    :param verify: compare the files with their hashes at export first.
     :raises ServeError: when it cannot start; the message holds what Triton said of the cause.
     """
 
@@ -131,35 +245,47 @@ class TritonServer:
         log_level: str = "warning",
         ready_timeout_s: float = 120.0,
         model_control: bool = False,
+        http_host: str | None = None,
+        metrics_host: str | None = None,
+        tls: Tls | None = None,
+        control_key: str | None = None,
+        verify: bool = True,
     ) -> None:
         self.repository = repository
         self.host = host
+        self.http_host, self.metrics_host = http_host or host, metrics_host or host
+        self.tls, self.control_key = tls, control_key
         self.log_level = log_level
         self.ready_timeout_s = ready_timeout_s
         self.model_control = model_control
+        self.verify = verify
         self._wanted_ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         self.ports: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._tail: deque[str] = deque(maxlen=400)
+        self._is_leaving = False
+        self.exit_code = 0
+        """Of the process that ran last, negative for a signal."""
+        self.loads: dict[str, float] = {}
+        """When Triton said last that it had loaded a model, in seconds since the machine was started."""
         self._clean_up = contextlib.ExitStack()
 
     @property
     def grpc_url(self) -> str:
-        return f"{self._connect_host}:{self.ports['grpc']}"
+        return f"{reachable(self.host)}:{self.ports['grpc']}"
 
     @property
     def http_url(self) -> str:
-        return f"http://{self._connect_host}:{self.ports['http']}"
+        return f"http://{reachable(self.http_host)}:{self.ports['http']}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{self._connect_host}:{self.ports['metrics']}/metrics"
+        return f"http://{reachable(self.metrics_host)}:{self.ports['metrics']}/metrics"
 
     @property
-    def _connect_host(self) -> str:
-        if self.host == "0.0.0.0":
-            return "127.0.0.1"
-        return f"[{self.host}]" if ":" in self.host else self.host
+    def pid(self) -> int:
+        """Of Triton's process; 0 while there is none."""
+        return 0 if self._process is None else self._process.pid
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -173,18 +299,27 @@ class TritonServer:
     def start(self) -> None:
         """Start, and return once every model is ready."""
         check_repository(self.repository)
+        if self.tls is not None:
+            self.tls.check()
+        if self.control_key is not None:
+            check_control_key(self.control_key)
+        if self.verify:
+            remove_bytecode(self.repository)  # left by a server that was killed; it would run unverified
+            check_files(self.repository)
         installation = find_installation()
-        self.ports = reserve_ports(self.host, self._wanted_ports)
+        self.ports = reserve_ports(
+            self.host, self._wanted_ports, {"http": self.http_host, "metrics": self.metrics_host}
+        )
         try:
             self._launch(installation)
             self._wait_until_ready()
             self._check_golden()
         except BaseException:
-            self.stop()
+            self.stop(grace_s=0)  # nobody was promised an answer
             raise
 
     def _launch(self, installation: Installation) -> None:
-        scratch = Path(self._clean_up.enter_context(tempfile.TemporaryDirectory(prefix="tritox-serve-")))
+        scratch = self._put_together(installation)
         # A prefix of our own, so that shared memory which a killed process leaves behind can be told from others'.
         shared_memory = f"tritox_{os.getpid()}_{self.ports['grpc']}_"
         self._clean_up.callback(remove_shared_memory, shared_memory)
@@ -192,11 +327,11 @@ class TritonServer:
         command = [
             str(installation.binary),
             f"--model-repository={self.repository.resolve()}",
-            f"--http-address={self.host}",
+            f"--http-address={self.http_host}",
             f"--http-port={self.ports['http']}",
             f"--grpc-address={self.host}",
             f"--grpc-port={self.ports['grpc']}",
-            f"--metrics-address={self.host}",
+            f"--metrics-address={self.metrics_host}",
             f"--metrics-port={self.ports['metrics']}",
             "--exit-timeout-secs=10",
             f"--backend-config=python,shm-region-prefix-name={shared_memory}",
@@ -205,11 +340,23 @@ class TritonServer:
         ]
         if self.model_control:
             command += ["--model-control-mode=explicit", "--load-model=*"]
-        if not installation.has_onnxruntime:
-            assemble_backends(installation, scratch)
+        closed = ",".join([*NEVER_FOR_CLIENTS, *(["model-repository"] if self.control_key else [])])
+        key = self.control_key or secrets.token_hex(16)
+        command.append(f"--grpc-restricted-protocol={closed}:{CONTROL_HEADER}={key}")
+        command.append(f"--http-restricted-api={closed}:{CONTROL_HEADER}={key}")
+        if self.tls is not None:
+            command += [
+                "--grpc-use-ssl-mutual=true",
+                f"--grpc-server-cert={self.tls.certificate}",
+                f"--grpc-server-key={self.tls.key}",
+                f"--grpc-root-cert={self.tls.ca}",
+            ]
+        if scratch is not None:
             command.append(f"--backend-directory={scratch}")
         environment = dict(os.environ)
         environment["TRITOX_METRICS_URL"] = self.metrics_url  # for the models that refuse when too much waits
+        if not self.verify:
+            environment["TRITOX_UNVERIFIED"] = "1"
         if installation.stub is not None:
             # the stub is a Python interpreter of its own, and must see this environment's packages
             paths = [p for p in sys.path if p.endswith("-packages")]
@@ -225,17 +372,37 @@ class TritonServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches us alone, and we stop the group
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         assert self._process.stderr is not None
         self._reader = threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True)
         self._reader.start()
+
+    def _put_together(self, installation: Installation) -> Path | None:
+        """A backend directory, where the installation's own lacks one of ours.
+
+        :raises ServeError: when it cannot be written.
+        """
+        if installation.has_onnxruntime:
+            return None
+        try:
+            folder = Path(self._clean_up.enter_context(tempfile.TemporaryDirectory(prefix="tritox-serve-")))
+            assemble_backends(installation, folder)
+        except shutil.Error as error:  # of several files
+            raise ServeError(NO_ROOM.format(why=error.args[0][0][-1])) from None
+        except OSError as error:
+            raise ServeError(NO_ROOM.format(why=error)) from None
+        return folder
 
     def _read_log(self, log: IO[bytes]) -> None:
         shown = {"error": "E", "warning": "EW"}.get(self.log_level, "EWI")
         for raw in log:
             line = raw.decode("utf-8", "replace").rstrip()
             self._tail.append(line)
+            if self._is_leaving and (LEAVING in line or "model_config_content_name_" in line):
+                continue
+            if loaded := re.search(r"successfully loaded '([^']+)'", line):
+                self.loads[loaded[1]] = time.clock_gettime(time.CLOCK_BOOTTIME)
             if self.log_level == "verbose":
                 sys.stderr.write(line + "\n")
             elif re.match(r"[EWI]\d{4} ", line) and line[0] in shown:
@@ -247,7 +414,9 @@ class TritonServer:
         while not self.is_ready():
             if not self.is_running():
                 self._reader.join(timeout=2)  # the last lines of the log
-                raise ServeError(f"Triton could not start on {self.repository}: {self._cause()}")
+                cause = self._cause()
+                kind = SelfTestFailed if "self-test failed" in cause else ServeError
+                raise kind(f"Triton could not start on {self.repository}: {cause}")
             if time.monotonic() > deadline:
                 raise ServeError(f"Triton was not ready after {self.ready_timeout_s:.0f} s: {self._cause()}")
             time.sleep(0.05)
@@ -278,7 +447,7 @@ class TritonServer:
                     worst, where = off, text
             # the text is padded here, and was not at export; that moves INT8 ranges a little
             if not worst <= 2 * golden["tolerance"]:
-                raise ServeError(
+                raise SelfTestFailed(
                     f"version {number} of {name} failed its self-test: a score of the golden comment {where[:40]!r} "
                     f"differs by {worst:.4f} from that at export, allowed is {2 * golden['tolerance']}: verify the "
                     "files with `python -m export.repository verify`, or export again on this machine"
@@ -295,7 +464,8 @@ class TritonServer:
             try:
                 found = self._score(model, text)
             except ServeError:
-                if attempt == GOLDEN_TRIES - 1 and best == math.inf:
+                dead = dead_stubs(self.ports["http"])
+                if dead or (attempt == GOLDEN_TRIES - 1 and best == math.inf):
                     raise
                 time.sleep(0.1 * 2**attempt)
                 continue
@@ -326,25 +496,56 @@ class TritonServer:
             return False
 
     def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def wait(self) -> int:
-        """Block until the server ends by itself; returns its exit code."""
         if self._process is None:
-            raise ServeError("the server is not running: call start() first")
-        return self._process.wait()
+            return False
+        self.exit_code = self._process.poll() or 0
+        return self._process.returncode is None
+
+    def restart(self) -> None:
+        """End every process of the server at once, and start it anew on the same ports.
+
+        :raises ServeError: as at the start; it does not run then.
+        """
+        self._wanted_ports = dict(self.ports)
+        self.stop(grace_s=0)
+        self.start()
+
+    def drain(self, seconds: float) -> None:
+        """Say to load balancers that it is not ready, and go on to answer for so long. There is no way back.
+
+        Once Triton ends, it refuses each request at once, and looks idle to whoever was not told. It has no call to say
+        so before. But it is not ready, by gRPC's health check and by HTTP, while a model is not that it was asked to
+        load: so it is asked for one that nothing can load. It takes ``model_control``.
+        """
+        if not self.is_running():
+            return
+        self._is_leaving = True
+        parameters = {"config": json.dumps({"name": LEAVING, "backend": "none"}), "file:1/none": "bm9uZQ=="}
+        request = urllib.request.Request(
+            f"{self.http_url}/v2/repository/models/{LEAVING}/load", data=json.dumps({"parameters": parameters}).encode()
+        )
+        if self.control_key is not None:
+            request.add_header(CONTROL_HEADER, self.control_key)
+        # it answers 400: it could not be loaded
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request, timeout=2):
+            pass
+        time.sleep(seconds)
 
     def stop(self, grace_s: float = 15.0) -> None:
-        """Let running requests end, then end every process of the server, and remove what it left behind."""
+        """Let running requests end, then end every process of the server, and remove what it left behind.
+
+        :param grace_s: that it gets for it; 0 lets nothing end.
+        """
         if self._process is not None:
+            if grace_s:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.send_signal(signal.SIGTERM)
+                try:
+                    self._process.wait(grace_s)
+                except subprocess.TimeoutExpired:
+                    sys.stderr.write(f"Triton did not stop within {grace_s:.0f} s and is killed\n")
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(grace_s)
-            except subprocess.TimeoutExpired:
-                sys.stderr.write(f"Triton did not stop within {grace_s:.0f} s and is killed\n")
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # stubs that outlived it
+                os.killpg(self._process.pid, signal.SIGKILL)  # with stubs that outlived it
             self._process.wait()
             self._reader.join()  # ends with the last process that could write to the log
             if self._process.stderr is not None:
@@ -366,27 +567,47 @@ class TritonServer:
         return "; ".join(dict.fromkeys(causes)) or "it said nothing"
 
 
-def reserve_ports(host: str, wanted: dict[str, int]) -> dict[str, int]:
+def reachable(host: str) -> str:
+    """The address by which this machine reaches what listens on ``host``, as it stands in a URL."""
+    if host == "0.0.0.0":
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def reserve_ports(host: str, wanted: dict[str, int], hosts: Mapping[str, str] | None = None) -> dict[str, int]:
     """The ports to use: each wanted one if it is free, a free one for 0.
 
+    :param hosts: of those that do not listen on ``host``.
     :raises ServeError: naming the port that is in use, or the host that is not this machine's.
     """
     ports = {}
     with contextlib.ExitStack() as held:
         for name, port in wanted.items():
-            probe = held.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+            address = (hosts or {}).get(name, host)
+            probe = held.enter_context(socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET))
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((host, port))
+                probe.bind((address, port))
             except OverflowError:
                 raise ServeError(f"--{name}-port is {port}, must lie between 0 and 65535") from None
             except OSError as error:
                 if error.errno in (errno.EADDRINUSE, errno.EACCES):
                     why = "in use" if error.errno == errno.EADDRINUSE else "not allowed for this user"
                     raise ServeError(
-                        f"port {port} is {why} on {host}: choose another with --{name}-port, or 0 for a free one"
+                        f"port {port} is {why} on {address}: choose another with --{name}-port, or 0 for a free one"
                     ) from None
-                raise ServeError(f"cannot listen on --host {host}: {error.strerror or error}") from None
+                option = "--host" if address == host else f"--{name}-host"
+                raise ServeError(f"cannot listen on {option} {address}: {error.strerror or error}") from None
             ports[name] = probe.getsockname()[1]
     return ports
 
@@ -406,6 +627,6 @@ _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the new process: end when the process that started it ends, even by SIGKILL."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import importlib.util
 import json
 import logging
@@ -26,9 +27,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import LABELS, REPOSITORY, ROOT
+from conftest import LABELS, REPOSITORY, ROOT, end_at_once
 
 from client.policy import PRESETS, Policy
+from client.records import Records
 from loadtest.contenders import Gateway as Contender
 from loadtest.contenders import SharedServer, Tritox
 from serve.gateway import languages, perspective
@@ -118,6 +120,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     config.write_text(config.read_text().replace('name: "toxicity"', 'name: "toxicity_second"', 1))
     with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0, model_control=True) as server:
         yield server
+        end_at_once(server.pid)
 
 
 @pytest.fixture(scope="module")
@@ -409,6 +412,23 @@ def test_loose_json_is_read_as_google_reads_it(loose: str, strict: str) -> None:
     assert json.loads(relaxed(loose)) == json.loads(strict)
 
 
+@pytest.mark.parametrize(
+    "pumped", ['"' + '\\"' * 40_000, "'" + "\\'" * 40_000, "a" * 80_000, "a " * 40_000, "," * 80_000]
+)
+def test_a_body_beyond_repair_takes_no_time(pumped: str) -> None:
+    """Each of these kept the gateway, which has one thread, busy for minutes."""
+    start = time.process_time()
+    assert relaxed(pumped) == pumped
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.triton
+def test_large_bodies_are_not_repaired(gateway: Gateway) -> None:
+    assert gateway.ask("/predict", b"{text: 'one',}").code == 200
+    loose = b"{text: 'one'," + b" " * 100_000 + b"}"
+    assert "Invalid JSON payload" in gateway.ask("/predict", loose).error["message"]
+
+
 # --- suggested scores
 
 
@@ -544,8 +564,13 @@ def test_postgresql_keeps_suggestions_too(triton: TritonServer, tmp_path: Path) 
         run(str(binaries["initdb"]), "-D", f"{folder}/data", "-U", "postgres", "--auth=trust", "--no-sync")
         run(*control, "-o", options, "start")
         address = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        with Store(address) as store, Gateway(Settings(triton.grpc_url, timeout=10, feedback=store)) as gateway:
+        with (
+            Store(address) as store,
+            Records(address, "k" * 16, keep_text=True) as records,
+            Gateway(Settings(triton.grpc_url, timeout=10, feedback=store, records=records)) as gateway,
+        ):
             assert gateway.ask(SUGGEST, suggestion("one \x00")).code == 200
+            assert gateway.ask("/predict", {"text": "one \x00"}).code == 200
             run(*control, "-m", "immediate", "stop")
             refused = gateway.ask(SUGGEST, suggestion("lost"))
             assert (refused.code, refused.error["status"], "retry-after" in refused.headers) == (
@@ -553,13 +578,52 @@ def test_postgresql_keeps_suggestions_too(triton: TritonServer, tmp_path: Path) 
                 "UNAVAILABLE",
                 True,
             )
+            assert gateway.ask("/predict", {"text": "not recorded"}).error["status"] == "UNAVAILABLE"
             run(*control, "-o", options, "start")
             assert gateway.ask(SUGGEST, suggestion("two")).code == 200
             assert [row["text"] for row in store.rows()] == ["one \ufffd", "two"]
+            assert gateway.ask("/predict", {"text": "two"}).code == 200
+            assert [found.text for found in records.rows()] == ["one \ufffd", "two"]
+            import psycopg
+
+            with psycopg.connect(address, autocommit=True) as connection:
+                for command in ("UPDATE decisions SET text = ''", "DELETE FROM decisions", "TRUNCATE decisions"):
+                    with pytest.raises(psycopg.Error, match="append-only"):
+                        connection.execute(command)
     finally:
         if (folder / "data/postmaster.pid").exists():
             run(*control, "-m", "immediate", "stop")
         shutil.rmtree(folder)
+
+
+# --- decision records
+
+
+@pytest.mark.triton
+def test_decisions_are_recorded_before_they_are_answered(triton: TritonServer, tmp_path: Path) -> None:
+    policies = {name: Policy.read(name) for name in PRESETS}
+    with (
+        Records(str(tmp_path / "d.sqlite"), "k" * 16) as records,
+        Gateway(Settings(triton.grpc_url, timeout=10, records=records, policies=policies)) as gateway,
+    ):
+        asked = {"texts": [INSULT, "Thank you"], "policy": "standard"}
+        answer = gateway.ask("/predict", asked, {"X-Request-Id": "appeal-1"})
+        assert answer.headers["x-request-id"] == "appeal-1"
+        first, second = records.rows()
+        assert first.request_id == second.request_id == "appeal-1"
+        assert first.text_hash == records.hash(INSULT) and first.text is None
+        (predicted, _) = answer.json["results"]
+        assert (first.scores, first.flagged) == (predicted["scores"], predicted["flagged"])
+        assert {"action": first.action, "rule": first.rule, "policy": first.policy} == predicted["decision"]
+        assert (first.model, first.model_version, first.release) == ("toxicity", "1", "1.0.0")
+        normalizer = triton.repository / "toxicity_tokenizer/1/normalizer.py"
+        assert hashlib.sha256(normalizer.read_bytes()).hexdigest().startswith(first.normalizer) and first.normalizer
+        analyzed = gateway.ask(ANALYZE, {"comment": {"text": INSULT}, "requestedAttributes": {"TOXICITY": {}}})
+        third = list(records.rows())[2]
+        assert third.request_id == analyzed.headers["x-request-id"] and len(third.request_id) == 32
+        assert third.policy is None and third.thresholds.keys() == third.scores.keys()
+        records.close()
+        assert gateway.ask("/predict", {"text": "nobody would know"}).code == 503
 
 
 # --- who may ask, and how often
@@ -871,6 +935,11 @@ def test_fuzzing_the_description_finds_no_server_error(gateway: Gateway) -> None
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
     assert done.returncode == 0, done.stdout[-5000:]
     assert "/v1alpha1/comments:analyze" in json.dumps(gateway.ask("/openapi.json").json["paths"])
+
+
+@pytest.mark.triton
+def test_a_query_of_many_fields_is_refused(gateway: Gateway) -> None:
+    assert "more than 100 fields" in gateway.ask(f"{ANALYZE}?" + "a&" * 150, {}).error["message"]
 
 
 @pytest.mark.triton

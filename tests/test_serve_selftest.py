@@ -32,8 +32,9 @@ def repository(exported: Path, tmp_path: Path) -> Path:
     return tmp_path / "r"
 
 
-def start(repository: Path) -> None:
-    with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0):
+def start(repository: Path, verify: bool = False) -> None:
+    """:param verify: else the files' hashes would tell first."""
+    with TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0, verify=verify):
         pass
 
 
@@ -48,7 +49,51 @@ def damage_a_weight(repository: Path) -> None:
 
 
 def test_a_whole_version_starts(repository: Path) -> None:
-    start(repository)
+    start(repository, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("toxicity_encoder/1/model.onnx", "model.onnx is not as it was exported"),
+        ("toxicity_tokenizer/1/texts.py", "texts.py is not as it was exported"),
+        ("toxicity_tokenizer/1/numpy.py", "numpy.py was not there at export"),
+        ("toxicity_tokenizer/1/tokenizer.json", "tokenizer.json is missing"),
+    ],
+)
+def test_changed_files_are_not_loaded(repository: Path, name: str, message: str) -> None:
+    file = repository / name
+    if "missing" in message:
+        file.unlink()
+    else:
+        file.write_bytes((file.read_bytes() if file.exists() else b"") + b" ")
+    with pytest.raises(ServeError, match=f"version 1 of toxicity is damaged, it is not loaded: .*{message}"):
+        start(repository, verify=True)
+
+
+def test_damage_of_a_version_that_is_not_served_stops_nobody(repository: Path) -> None:
+    for part in ("toxicity", "toxicity_tokenizer", "toxicity_encoder"):
+        shutil.copytree(repository / part / "1", repository / part / "2")
+    report = repository / "toxicity/2/export.json"
+    content = json.loads(report.read_text())
+    report.write_text(
+        json.dumps({**content, "files": {n.replace("/1/", "/2/"): h for n, h in content["files"].items()}})
+    )
+    (repository / "toxicity_encoder/2/model.onnx").write_bytes(b"")
+    serving.check_files(repository)
+    for part in ("toxicity_tokenizer", "toxicity_encoder"):  # as they are while a version takes over
+        config = repository / part / "config.pbtxt"
+        config.write_text(config.read_text().replace("versions: 1", "versions: 1\n    versions: 2"))
+    with pytest.raises(ServeError, match="version 2 of toxicity is damaged"):
+        serving.check_files(repository)
+
+
+def test_the_backend_loads_no_changed_graph(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a server that runs is told to load it."""
+    damage_a_weight(repository)
+    monkeypatch.setattr(serving, "check_files", lambda repository: None)
+    with pytest.raises(ServeError, match=r"model\.onnx is damaged or was changed, its hash is not that of its export"):
+        start(repository, verify=True)
 
 
 def test_a_damaged_weight_is_found_by_the_backend(repository: Path) -> None:

@@ -10,13 +10,14 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY, ROOT
 
 from serve import server as serving
-from serve.__main__ import main
-from serve.server import ServeError, TritonServer
+from serve.__main__ import main, parser, read_control_key, read_tls
+from serve.server import ServeError, Tls, TritonServer
 
 FREE = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
 
@@ -90,11 +91,13 @@ def test_nothing_outlives_a_serve_that_was_killed() -> None:
 
 
 @pytest.mark.triton
-def test_a_command_gets_the_address_and_its_exit_code_is_passed_on() -> None:
-    code = "import os, sys; print(os.environ['TRITOX_URL']); sys.exit(3)"
-    process = start("--", sys.executable, "-c", code)
+def test_a_command_gets_the_address_and_its_exit_code_is_passed_on(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    ready.touch()  # left behind
+    code = f"import os, sys; print(os.environ['TRITOX_URL']); sys.exit(3 if os.path.exists({str(ready)!r}) else 4)"
+    process = start("--ready-file", str(ready), "--", sys.executable, "-c", code)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 3
+    assert process.returncode == 3 and not ready.exists()
     assert re.fullmatch(r"127\.0\.0\.1:\d+\n", out)  # nothing of ours between a command's lines
     process = start("--", "no-such-command")
     assert "cannot run no-such-command" in process.communicate(timeout=60)[1]
@@ -173,7 +176,7 @@ def test_a_damaged_model_is_named(tmp_path: Path, file: str, content: bytes, cau
     versions = [f.name for f in (repository / "toxicity_encoder").iterdir() if f.is_dir()]
     (repository / file.replace("/1/", f"/{versions[0]}/")).write_bytes(content)
     with pytest.raises(ServeError, match="could not start") as error:
-        TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0, log_level="error").start()
+        TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0, log_level="error", verify=False).start()
     assert cause.replace("version 1", f"version {versions[0]}") in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -213,3 +216,37 @@ def test_backends_are_put_together_from_the_wheel_and_ours(tmp_path: Path) -> No
         "onnxruntime/model.py",
     }
     assert os.access(tmp_path / "python/triton_python_backend_stub", os.X_OK)
+
+
+def test_models_are_not_opened_to_other_machines_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def key(*options: str) -> str | None:
+        return read_control_key(parser().parse_args(options))
+
+    monkeypatch.delenv("TRITOX_CONTROL_KEY", raising=False)
+    assert key() is None and key("--model-control") is None
+    for options in (["--host", "0.0.0.0"], ["--http-host", "0.0.0.0"]):
+        with pytest.raises(ServeError, match="there is no key: give --control-key a file, or TRITOX_CONTROL_KEY"):
+            key("--model-control", *options)
+    assert len(key("--gateway") or "") == 32
+    (tmp_path / "key").write_text("0123456789abcdef\n")
+    assert key("--model-control", "--host", "0.0.0.0", "--control-key", str(tmp_path / "key")) == "0123456789abcdef"
+    monkeypatch.setenv("TRITOX_CONTROL_KEY", "of-the-environment")
+    assert key("--model-control", "--host", "0.0.0.0") == "of-the-environment"
+    with pytest.raises(ServeError, match="cannot be read"):
+        key("--control-key", str(tmp_path / "none"))
+    with pytest.raises(ServeError, match="needs --certificate, --key and --ca: give all three"):
+        read_tls(parser().parse_args(["--certificate", "a"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"control_key": "short"}, "control key has 5 characters, must be at least 16"),
+        ({"control_key": "has spaces and commas, too"}, "must be at least 16 letters and digits"),
+        ({"tls": Tls(Path("none.pem"), Path("none.pem"), Path("none.pem"))}, "--certificate none.pem cannot be read"),
+        ({"tls": Tls(Path(__file__), Path(__file__), Path(__file__))}, "is no PEM file"),
+    ],
+)
+def test_wrong_keys_and_certificates_are_told_before_anything_starts(options: Any, message: str) -> None:
+    with pytest.raises(ServeError, match=message):
+        TritonServer(REPOSITORY, **options).start()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
 import os
 import signal
 import socket
+import ssl
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from serve.server import is_loopback
 
 if TYPE_CHECKING:
     import uvicorn
@@ -27,6 +31,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--triton", default=os.environ.get("TRITOX_URL") or "127.0.0.1:8001", help="host:port of Triton's gRPC port"
+    )
+    p.add_argument(
+        "--control",
+        default=os.environ.get("TRITOX_CONTROL_URL"),
+        metavar="HOST:PORT,...",
+        help="gRPC ports of all replicas, where --triton is a load balancer: models are listed and switched there, "
+        "with the key in TRITOX_CONTROL_KEY. A name stands for each of its addresses (default: --triton)",
     )
     p.add_argument("--host", default="127.0.0.1", help="address to listen on")
     p.add_argument("--port", type=int, default=8080, help="0 takes a free port")
@@ -55,7 +66,23 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE|URL",
         help="where suggested scores are kept: an SQLite file, a postgresql:// address, or none",
     )
+    p.add_argument(
+        "--records",
+        metavar="FILE|URL",
+        help="write each decision to an SQLite file or a postgresql:// address, with the text's hash by the key in "
+        "TRITOX_RECORDS_KEY; a decision that cannot be written is not answered (default: nothing is written)",
+    )
+    p.add_argument("--record-texts", action="store_true", help="with --records: keep the texts, too")
     p.add_argument("--public-url", help="the gateway's address as its callers see it, for the discovery document")
+    p.add_argument(
+        "--control-key", type=Path, metavar="FILE", help="holds the servers' control key; else TRITOX_CONTROL_KEY"
+    )
+    p.add_argument(
+        "--plain-port", type=int, help="with TLS: a port without it, which answers /healthz and /metrics and no more"
+    )
+    p.add_argument("--certificate", type=Path, help="PEM file, for TLS; with --certificate-key")
+    p.add_argument("--certificate-key", type=Path, help="PEM file of its private key")
+    p.add_argument("--ca", type=Path, help="PEM file: callers must have a certificate of this authority")
     p.add_argument("--quiet", action="store_true", help="no line for each request")
     return p
 
@@ -65,7 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import uvicorn  # noqa: F401  (what is not installed is named below)
 
+        from client.errors import InvalidInput
         from client.policy import PRESETS, InvalidPolicy, Policy
+        from client.records import Records, RecordsFailed
         from serve.gateway.app import Settings, create
         from serve.gateway.feedback import Store, StoreFailed
         from serve.gateway.gate import InvalidKeys, Keys
@@ -73,11 +102,25 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         sys.stderr.write(f"error: the gateway needs the package {error.name}: {INSTALL}\n")
         return 1
+    if arguments.record_texts and not arguments.records:
+        sys.stderr.write("error: --record-texts is for --records: name a file, or leave it out\n")
+        return 2
     try:
         keys = Keys.read(arguments.keys, os.environ.get("TRITOX_GATEWAY_KEYS", ""), arguments.rate)
         policies = [Policy.read(name) for name in (*PRESETS, *arguments.policy)]
+        control_key = os.environ.get("TRITOX_CONTROL_KEY") or None
+        if arguments.control_key is not None:
+            control_key = arguments.control_key.read_text(encoding="utf-8").strip()
     except (InvalidKeys, InvalidPolicy, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
+        return 2
+    for name in ("certificate", "certificate_key", "ca"):
+        file = getattr(arguments, name)
+        if file is not None and not os.access(file, os.R_OK):
+            sys.stderr.write(f"error: --{name.replace('_', '-')} {file} cannot be read: name a PEM file\n")
+            return 2
+    if bool(arguments.certificate) != bool(arguments.certificate_key) or (arguments.ca and not arguments.certificate):
+        sys.stderr.write("error: TLS needs --certificate and --certificate-key, and --ca goes with them\n")
         return 2
     if not keys and not is_loopback(arguments.host):
         sys.stderr.write(
@@ -88,6 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING if arguments.quiet else logging.INFO, format="%(asctime)s %(message)s")
     settings = Settings(
         triton=arguments.triton,
+        control=arguments.control,
+        control_key=control_key,
         model=arguments.model,
         timeout=arguments.timeout,
         keys=keys,
@@ -100,7 +145,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         listening = listen(arguments.host, arguments.port)
+        plain = None if arguments.plain_port is None else listen(arguments.host, arguments.plain_port)
         settings.feedback = None if arguments.feedback == "none" else Store(arguments.feedback)
+        settings.records = Records(arguments.records, keep_text=arguments.record_texts) if arguments.records else None
+    except (RecordsFailed, InvalidInput) as error:
+        sys.stderr.write(f"error: --records: {error}\n")
+        return 2
     except StoreFailed as error:
         sys.stderr.write(f"error: --feedback: {error}\n")
         return 2
@@ -109,35 +159,61 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"gateway: http://{shown}:{port} (docs at /docs), Triton {arguments.triton}", flush=True)
+    scheme = "https" if arguments.certificate else "http"
+    print(f"gateway: {scheme}://{shown}:{port} (docs at /docs), Triton {arguments.triton}", flush=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn has its own while it runs: it ends what is under way, and passes the signal on
         signal.signal(number, lambda *_: sys.exit(0))
     try:
-        http_server(create(settings)).run([listening])
+        app = create(settings)
+        if plain is not None:
+            # a thread's server leaves signals alone, and ends with the process
+            server = http_server(only(app, ("/healthz", "/metrics")), lifespan="off")
+            threading.Thread(target=server.run, args=([plain],), daemon=True).start()
+        tls = {"ssl_certfile": arguments.certificate, "ssl_keyfile": arguments.certificate_key}
+        if arguments.ca is not None:
+            tls |= {"ssl_ca_certs": str(arguments.ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+        http_server(app, **tls).run([listening])
     finally:
         if settings.feedback is not None:
             settings.feedback.close()
+        if settings.records is not None:
+            settings.records.close()
     return 0
 
 
-def http_server(app: Any) -> uvicorn.Server:
-    """What answers with the application. It writes no log of requests, for that has queries, with their keys."""
+def only(app: Any, paths: Sequence[str]) -> Any:
+    """The application as far as these paths."""
+
+    async def some(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] in paths:
+            await app(scope, receive, send)
+            return
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+
+    return some
+
+
+def http_server(app: Any, **options: Any) -> uvicorn.Server:
+    """What answers with the application. It writes no log of requests, for that has queries, with their keys.
+
+    :param options: of ``uvicorn.Config``.
+    """
     import uvicorn
 
     logging.getLogger("uvicorn.access").disabled = True
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=15)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=15,
+        **options,
+    )
     return uvicorn.Server(config)
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listen(host: str, port: int) -> socket.socket:

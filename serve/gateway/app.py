@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import re
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +21,25 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
 from client import Result, ToxicityError
-from client.policy import InvalidPolicy, Policy
+from client.policy import Decision, InvalidPolicy, Policy
+from client.records import Records, RecordsFailed, decided
 from serve.gateway import discovery, errors, messages, perspective
+from serve.gateway.backend import Client
 from serve.gateway.feedback import Origin, Store, StoreFailed
 from serve.gateway.gate import Gate, Keys
 from serve.gateway.metrics import Metrics
 from serve.gateway.models import Models, milliseconds
 from serve.gateway.requests import read
+from serve.gateway.rollout import Rollout, limits_of
 from serve.gateway.spans import sentences, spans
 
 log = logging.getLogger("tritox.gateway")
 
 PAGE = Path(__file__).parent / "page"
+REQUEST_ID = "X-Request-Id"
 MAX_TEXTS = 1000
+READY_EVERY_S = 5.0
+"""The metrics tell whether the model is ready; it is asked so often."""
 MAX_SPAN_TEXTS = 8
 """With ``spans``: each text costs many."""
 REQUESTS = (
@@ -38,6 +47,7 @@ REQUESTS = (
     messages.SuggestCommentScoreRequest,
     messages.PredictRequest,
     messages.SwitchRequest,
+    messages.RolloutRequest,
 )
 FAILURES: dict[int | str, dict[str, Any]] = {
     code: {"model": messages.ErrorResponse, "description": text}
@@ -58,10 +68,13 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 class Settings:
     """What the gateway is told at its start.
 
-    :param triton: ``host:port`` of Triton's gRPC port. :param timeout: seconds that a request may take there.
+    :param triton: ``host:port`` of Triton's gRPC port, or of a load balancer.
+    :param control: of each replica, see :class:`serve.gateway.control.Control`; by default ``triton``.
+    :param timeout: seconds that a request may take there.
     :param cors: origins whose pages may call; ``*`` for all. :param max_bytes: of a body.
     :param max_under_way: requests at a time, more are refused.
     :param feedback: where suggested scores go; without, ``suggestscore`` is refused.
+    :param records: where each decision is written, before it is answered; by default nowhere.
     :param public_url: the gateway's address as its callers see it; by default as they ask for it.
     """
 
@@ -75,17 +88,33 @@ class Settings:
     policies: Mapping[str, Policy] = field(default_factory=dict)
     feedback: Store | None = None
     max_under_way: int = 1000
+    records: Records | None = None
     public_url: str | None = None
+    control: str | None = None
+    control_key: str | None = None
 
 
 def create(settings: Settings) -> FastAPI:
-    """The application. Nothing is sent before its first request."""
-    models = Models(settings.triton, settings.model, settings.timeout)
+    """The application. It asks the model every few seconds whether it is ready."""
+    models = Models(
+        settings.triton, settings.model, settings.timeout, control=settings.control, control_key=settings.control_key
+    )
     metrics = Metrics()
+    rollout = Rollout(models, settings.rules.languages[0])
+
+    async def look() -> None:
+        while True:
+            metrics.ready = {models.active: await models.ready()}
+            await asyncio.sleep(READY_EVERY_S)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        looking = asyncio.create_task(look())
         yield
+        looking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await looking
+        await rollout.close()
         await models.close()
 
     app = FastAPI(
@@ -123,6 +152,34 @@ def create(settings: Settings) -> FastAPI:
         log.error("%s", error)
         return errors.unavailable("The suggestion could not be stored.").response()
 
+    @app.exception_handler(RecordsFailed)
+    async def not_recorded(request: Request, error: RecordsFailed) -> Response:
+        log.error("%s", error)
+        return errors.unavailable("The decision could not be recorded.").response()
+
+    async def record(
+        client: Client,
+        request_id: str,
+        texts: Sequence[str],
+        results: Sequence[Result],
+        policy: Policy | None = None,
+        decisions: Sequence[Decision] = (),
+    ) -> None:
+        """Write what was decided, where that is asked for; no answer goes out before it is on disk.
+
+        :raises RecordsFailed: when it cannot be.
+        """
+        records = settings.records
+        if records is None:
+            return
+        rows = []
+        for place, (text, result) in enumerate(zip(texts, results, strict=True)):
+            info = client.known(result.model_version) or await client.info()
+            decision = decisions[place] if decisions else None
+            hashed = records.hash(text)
+            rows.append(decided(hashed, text, replace(result, request_id=request_id), info, policy, decision))
+        await asyncio.wrap_future(records.start(rows))
+
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         status = {404: "NOT_FOUND"}.get(error.status_code, "INVALID_ARGUMENT")
@@ -140,14 +197,22 @@ def create(settings: Settings) -> FastAPI:
     async def analyze(request: Request) -> Response:
         """Scores of a text for the requested attributes."""
         asked = await read(request, messages.AnalyzeCommentRequest)
-        async with models.use() as client:
+        request_id = id_of(request)
+
+        async def work(client: Client) -> tuple[dict[str, Any], list[Result]]:
             analysis = perspective.check(asked, await client.info(), settings.rules)
             result = await client.score(analysis.text)
             metrics.texts += 1
+            metrics.scored(result.model, result.model_version, result.scores)
             found = None
             if asked.span_annotations and analysis.labels:
                 found = await sentences(client, analysis.text, list(dict.fromkeys(analysis.labels.values())), result)
-        return Response(errors.dumps(perspective.reply(asked, analysis, result, found)), media_type="application/json")
+            await record(client, request_id, [analysis.text], [result])
+            return perspective.reply(asked, analysis, result, found), [result]
+
+        text = asked.comment.text if asked.comment is not None else None
+        answer = await rollout.answer([text] if text else [], None, work)
+        return Response(errors.dumps(answer), headers={REQUEST_ID: request_id}, media_type="application/json")
 
     @app.post(
         "/v1alpha1/comments:suggestscore",
@@ -189,6 +254,7 @@ def create(settings: Settings) -> FastAPI:
     async def predict(request: Request) -> Response:
         """Scores of one text, or of many, by the model's own labels."""
         start = time.perf_counter()
+        request_id = id_of(request)
         must_be_json(request)
         asked = await read(request, messages.PredictRequest)
         if (asked.text is None) == (asked.texts is None):
@@ -200,14 +266,17 @@ def create(settings: Settings) -> FastAPI:
         policy = settings.policies.get(asked.policy) if asked.policy is not None else None
         if asked.policy is not None and policy is None:
             raise errors.ApiError(404, "NOT_FOUND", f"There is no policy {asked.policy[:100]!r}: see GET /policies.")
-        predictions = []
-        async with models.use(asked.model) as client:
+
+        async def work(client: Client) -> tuple[list[dict[str, Any]], list[Result]]:
+            predictions, decisions = [], []
             results = [await client.score(texts[0])] if len(texts) == 1 else await client.classify(texts)
             metrics.texts += len(texts)
             for text, result in zip(texts, results, strict=True):
+                metrics.scored(result.model, result.model_version, result.scores)
                 prediction = plain(result)
                 if policy is not None:
-                    prediction["decision"] = policy.decide(result).to_dict()
+                    decisions.append(policy.decide(result))
+                    prediction["decision"] = decisions[-1].to_dict()
                 if asked.spans:
                     units = perspective.utf16(text)
                     prediction["spans"] = [
@@ -215,8 +284,12 @@ def create(settings: Settings) -> FastAPI:
                         for begin, end, each in await spans(client, text, max_tokens=(await client.info()).max_tokens)
                     ]
                 predictions.append(prediction)
+            await record(client, request_id, texts, results, policy, decisions)
+            return predictions, results
+
+        predictions = await rollout.answer(texts, asked.model, work)
         answer = {"results": predictions, "took_ms": milliseconds(start)}
-        return Response(errors.dumps(answer), media_type="application/json")
+        return Response(errors.dumps(answer), headers={REQUEST_ID: request_id}, media_type="application/json")
 
     @app.get("/models", tags=["plain API"], responses=failures(403, 429, 503))
     async def list_models() -> messages.ModelsResponse:
@@ -234,11 +307,36 @@ def create(settings: Settings) -> FastAPI:
         start = time.perf_counter()
         must_be_json(request)
         asked = await read(request, messages.SwitchRequest)
-        info, previous = await models.switch(asked.model, asked.unload, asked.reload)
+        try:
+            info, previous = await models.switch(asked.model, asked.unload, asked.reload)
+        except Exception:
+            metrics.failed_switches += 1
+            raise
         metrics.switches += 1
         return messages.SwitchResponse(
             active=info.name, version=info.version, previous=previous, took_ms=milliseconds(start)
         )
+
+    @app.get("/rollout", tags=["plain API"], responses=failures(403, 429))
+    async def show_rollout() -> dict[str, Any]:
+        """The candidate, and what it did so far."""
+        return rollout.status()
+
+    @app.post(
+        "/rollout",
+        responses=failures(400, 403, 404, 409, 413, 415, 429, 503),
+        openapi_extra=body_of(messages.RolloutRequest),
+        tags=["plain API"],
+    )
+    async def set_rollout(request: Request) -> dict[str, Any]:
+        """Give a candidate a share of the requests, or let it go: `python -m serve.rollout` does."""
+        must_be_json(request)
+        asked = await read(request, messages.RolloutRequest)
+        if asked.candidate is None:
+            rollout.stop("it was taken back")
+        else:
+            await rollout.start(asked.candidate, asked.share, asked.shadow, limits_of(asked.model_dump()))
+        return rollout.status()
 
     @app.get("/policies", tags=["plain API"], responses=failures(403, 429))
     async def list_policies() -> messages.PoliciesResponse:
@@ -270,12 +368,18 @@ def create(settings: Settings) -> FastAPI:
     @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         """For Prometheus."""
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4")
+        return Response(metrics.render() + rollout.render(), media_type="text/plain; version=0.0.4")
 
     # one route a file: a folder mounted at / would answer for every path and method that is not there
     for file in sorted(PAGE.iterdir()):
         app.add_route("/" if file.name == "index.html" else f"/{file.name}", file_of(file), include_in_schema=False)
     return app
+
+
+def id_of(request: Request) -> str:
+    """What the caller calls the request, where that is a plain name; else a new one."""
+    given = request.headers.get(REQUEST_ID, "")
+    return given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
 
 
 def file_of(path: Path) -> Callable[[Request], Awaitable[Response]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from client import AsyncToxicityClient, ModelInfo, Result
+from client import AsyncToxicityClient, Batching, ModelInfo, Result
 
 
 class Client(Protocol):
@@ -17,8 +17,12 @@ class Client(Protocol):
 
     async def info(self, timeout: float | None = None) -> ModelInfo: ...
 
+    def known(self, version: str) -> ModelInfo | None: ...
+
     async def close(self, grace: float = 5.0) -> None: ...
 
 
 def connect(url: str, *, model: str, timeout: float) -> Client:
-    return AsyncToxicityClient(url, model=model, timeout=timeout)
+    # a request runs on one instance of the encoder: with larger ones the others would idle. Triton joins what waits
+    batching = Batching(size=16, in_flight=32)
+    return AsyncToxicityClient(url, model=model, timeout=timeout, batching=batching)

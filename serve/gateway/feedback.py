@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from client import ToxicityClient, ToxicityError
+from client.records import open_postgres, open_sqlite
 from serve.gateway.attributes import LABELS, PRODUCTION
 from serve.gateway.perspective import Suggestion
 
@@ -123,27 +124,10 @@ class Store:
     def _open(self) -> None:
         key = "id INTEGER PRIMARY KEY"
         if self.is_postgres:
-            try:
-                import psycopg
-            except ModuleNotFoundError as error:
-                raise StoreFailed(
-                    f"PostgreSQL needs {error.name}: pip install -e '.[gateway,postgres]' -c constraints.txt"
-                ) from None
-            self._errors = (psycopg.Error,)
-            self._connection = psycopg.connect(self.where, autocommit=True, connect_timeout=5)
+            self._connection, self._errors = open_postgres(self.where, "gateway", StoreFailed)
             key = "id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
         else:
-            # the file holds comments: it is for its owner alone
-            with contextlib.suppress(FileExistsError):
-                try:
-                    os.close(os.open(self.where, os.O_CREAT | os.O_EXCL, 0o600))
-                except FileExistsError:
-                    raise
-                except OSError as error:
-                    raise StoreFailed(f"{self.where} cannot be written ({error.strerror})") from None
-            self._connection = sqlite3.connect(self.where, isolation_level=None, timeout=10)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")  # a suggestion survives a power cut
+            self._connection = open_sqlite(self.where, StoreFailed)
         columns = ", ".join(f"{c} TEXT" + (" NOT NULL" if c in COLUMNS[:5] else "") for c in COLUMNS)
         self._connection.execute(f"CREATE TABLE IF NOT EXISTS {TABLE} ({key}, {columns})")
 

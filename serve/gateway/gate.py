@@ -21,13 +21,16 @@ from serve.gateway.metrics import Metrics
 
 log = logging.getLogger("tritox.gateway")
 
-GUARDED = ("/v1alpha1/", "/predict", "/models", "/policies")
+GUARDED = ("/v1alpha1/", "/predict", "/models", "/policies", "/rollout")
 """Paths that need a key, where there are keys."""
 
-ADMIN = ("/models/switch",)
+ADMIN = ("/models/switch", "/rollout")
 DISCOVERY = "/$discovery/rest"
 LOCAL_NAMES = {"127.0.0.1", "localhost", "::1", "testserver", "commentanalyzer.googleapis.com"}
 """Host names that a gateway without keys answers to: a web page that has its own name point here is refused."""
+
+MAX_FIELDS = 100
+"""Of a query."""
 
 SERVICE = "commentanalyzer.googleapis.com"
 
@@ -197,7 +200,10 @@ class Gate:
             raise errors.unavailable("Too many requests are under way.")
         if scope["method"] == "OPTIONS" or not (guarded or path == DISCOVERY):
             return None
-        query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=100, errors="replace")
+        try:
+            query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=MAX_FIELDS, errors="replace")
+        except ValueError:
+            raise errors.invalid(f"The query has more than {MAX_FIELDS} fields.") from None
         given = query.get("key", [None])[0] or headers.get("x-goog-api-key") or _bearer(headers.get("authorization"))
         key = self.keys.get(given)
         if key is None:

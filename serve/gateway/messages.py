@@ -188,5 +188,19 @@ class SwitchResponse(BaseModel):
     took_ms: float
 
 
+class RolloutRequest(Plain):
+    """``candidate`` is a model beside the one that answers, null lets it go. It gets the ``share`` of the requests, and
+    scores the share ``shadow`` of the others unseen; it is let go by itself when a limit is passed.
+    """
+
+    candidate: str | None = None
+    share: float = Field(0.0, ge=0, le=1)
+    shadow: float = Field(0.0, ge=0, le=1)
+    max_error_rate: float | None = Field(None, ge=0)
+    max_slower: float | None = Field(None, gt=0)
+    max_flip_rate: float | None = Field(None, ge=0)
+    least: int | None = Field(None, ge=1)
+
+
 class PoliciesResponse(BaseModel):
     policies: dict[str, dict[str, Any]]

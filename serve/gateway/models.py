@@ -11,11 +11,11 @@ from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
 
 from client import InvalidReply, ModelInfo, ModelNotFound, ServerUnavailable, ToxicityError
 from serve.gateway import errors
 from serve.gateway.backend import Client, connect
+from serve.gateway.control import Control
 from serve.gateway.messages import Model
 
 LOAD_S = 120.0
@@ -38,8 +38,9 @@ class Served:
 
 
 class Models:
-    """:param url: ``host:port`` of Triton's gRPC port. :param active: the model that answers where none is named.
-    :param timeout: seconds that a request may take.
+    """:param url: ``host:port`` of Triton's gRPC port, or of a load balancer.
+    :param active: the model that answers where none is named. :param timeout: seconds that a request may take.
+    :param control: see :class:`serve.gateway.control.Control`; by default ``url``. :param control_key: of the servers.
     """
 
     def __init__(
@@ -48,21 +49,23 @@ class Models:
         active: str = "toxicity",
         timeout: float = 5.0,
         make: Callable[..., Client] = connect,
+        control: str | None = None,
+        control_key: str | None = None,
     ) -> None:
         self.url, self.active, self.timeout = url, active, timeout
         self._make = make
         self._served: dict[str, Served] = {}
         self._switching = asyncio.Lock()
         self._open_to: dict[str, asyncio.Event] = {}  # models that are being loaded anew: whoever asks waits
-        self._channel: grpc.aio.Channel | None = None
+        self._front = Control(url)
+        self._replicas = Control(control or url, control_key, every_address=control is not None)
 
     async def close(self) -> None:
         for served in self._served.values():
             await served.client.close()
         self._served.clear()
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        await self._front.close()
+        await self._replicas.close()
 
     @contextlib.asynccontextmanager
     async def use(self, name: str | None = None) -> AsyncIterator[Client]:
@@ -105,10 +108,10 @@ class Models:
         """Whether the active model can answer."""
         try:
             # waits for the connection, which is not tried at every moment: a server that came back is not called dead
-            reply = await self._ask("ModelReady", pb.ModelReadyRequest(name=self.active), PROBE_S, wait=True)
+            replies = await self._front.ask("ModelReady", pb.ModelReadyRequest(name=self.active), PROBE_S, wait=True)
         except grpc.RpcError:
             return False
-        return bool(reply.ready)
+        return all(reply.ready for reply in replies)
 
     async def listing(self) -> list[Model]:
         """The models that score texts; of those that are not loaded only the name is known."""
@@ -142,7 +145,8 @@ class Models:
             meanwhile.
         :returns: what the model says of itself, and the name of the former one.
         :raises ApiError: 404 where there is no such model; 409 where it cannot be loaded, or another switch is under
-            way. The former model goes on answering then.
+            way. The former model goes on answering then; where a model's new version on disk cannot be loaded, it has
+            none at the replica that was asked first, and the others go on with the former one.
         """
         if self._switching.locked():
             raise errors.ApiError(409, "FAILED_PRECONDITION", "Another switch is under way: try again later.")
@@ -184,7 +188,8 @@ class Models:
 
     async def _control(self, method: str, request: Any) -> None:
         try:
-            await self._ask(method, request, LOAD_S)
+            # what one replica refuses, a damaged file say, need not cost the others the version that they have
+            await self._replicas.ask(method, request, LOAD_S, first_alone=method == "RepositoryModelLoad")
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 if "not allowed" not in (error.details() or ""):
@@ -197,16 +202,15 @@ class Models:
 
     async def _index(self) -> list[Any]:
         try:
-            reply = await self._ask("RepositoryIndex", pb.RepositoryIndexRequest(), self.timeout)
+            return await self._replicas.index(self.timeout)
         except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAVAILABLE and "restricted" in (error.details() or ""):
+                raise errors.ApiError(
+                    409,
+                    "FAILED_PRECONDITION",
+                    "Triton wants a key for this: give the gateway the server's in TRITOX_CONTROL_KEY.",
+                ) from None
             raise _failed(error) from None
-        return list(reply.models)
-
-    async def _ask(self, method: str, request: Any, timeout: float, wait: bool = False) -> Any:
-        if self._channel is None:  # made where the event loop runs
-            self._channel = grpc.aio.insecure_channel(self.url, options=[("grpc.max_reconnect_backoff_ms", 1000)])
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        return await getattr(stub, method)(request, timeout=timeout, wait_for_ready=wait)
 
 
 def _failed(error: grpc.RpcError) -> ToxicityError:

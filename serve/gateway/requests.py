@@ -14,7 +14,13 @@ from serve.gateway import errors
 BODY_S = 15.0
 """How long a caller may take to send the body."""
 
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|[A-Za-z_$][\w$]*(?=\s*:)|,(?=\s*[}\]])', re.DOTALL)
+MAX_REPAIRED = 100_000
+"""Bodies of so many bytes are repaired; larger ones must be JSON, as repairs take time from all other callers."""
+
+# Every alternative takes all that it begins to read, closed or not: a pattern that gave up at the end of the body would
+# be tried again from each character in it, and one request could keep the gateway busy for hours.
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"?|\'(?:[^\'\\]|\\.)*(\'?)|[A-Za-z_$][\w$]*|,', re.DOTALL)
+_COLON, _CLOSING = re.compile(r"\s*:"), re.compile(r"\s*[}\]]")
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -38,6 +44,8 @@ async def read(request: Request, form: type[M]) -> M:
         if error.errors(include_url=False, include_input=False)[0]["type"] != "json_invalid":
             raise errors.malformed(error) from None
         first = error
+    if len(body) > MAX_REPAIRED:
+        raise errors.malformed(first)
     try:
         found = form.model_validate_json(relaxed(body.decode("utf-8")))
         return found
@@ -58,9 +66,11 @@ def relaxed(text: str) -> str:
 
 def _repair(match: re.Match[str]) -> str:
     token = match[0]
+    if token[0] == '"' or (token[0] == "'" and not match[1]):
+        return token  # right as it is, or beyond repair
     if token[0] == "'":
         inner = token[1:-1].replace("\\'", "'")
         return '"' + re.sub(r'(?<!\\)"', '\\"', inner) + '"'
-    if token[0] == '"':
-        return token
-    return "" if token == "," else f'"{token}"'
+    if token == ",":
+        return "" if _CLOSING.match(match.string, match.end()) else token
+    return f'"{token}"' if _COLON.match(match.string, match.end()) else token

@@ -16,9 +16,10 @@ repository serves on both:
 Requests of one call are run as one batch; without ragged inputs they have equal shapes (Triton's batcher joins no
 others).
 
-Beyond the compiled backend: where ``golden.json`` stands beside the graph (token ids, and the scores that they gave
-when the model was exported), the graph is run on it when the model loads, and the model does not become ready when it
-gives other scores. Integer kernels differ between processors, and files get damaged.
+Beyond the compiled backend: files that have not the hashes of their export (``export.json`` of the ensemble) are not
+loaded, unless the environment's ``TRITOX_UNVERIFIED`` is 1. Where ``golden.json`` stands beside the graph (token ids,
+and the scores that they gave when the model was exported), the graph is run on it when the model loads, and the model
+does not become ready when it gives other scores. Integer kernels differ between processors, and files get damaged.
 
 Also beyond it, for a model with one ragged input and these ``parameters``:
 
@@ -30,8 +31,10 @@ and the counters of Triton's metrics ``tritox_encoder_*``: tokens, their padding
 ``score_labels`` names the columns of the output (a JSON list), a histogram of the scores of each.
 """
 
+import hashlib
 import itertools
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,7 @@ class TritonPythonModel:
         )
         if not file.is_file():
             raise pb_utils.TritonModelException(f"{file} is missing: export the model again")
+        check_hashes(file.parent)
         self.options = session_options(config)
         self.session = onnxruntime.InferenceSession(
             str(file),
@@ -88,6 +92,17 @@ class TritonPythonModel:
         self.counters = Counters(args["model_name"], args["model_version"], labels)
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """Answers. What one request breaks it breaks for itself: then each is run alone."""
+        try:
+            return self.answer(requests)
+        except Exception as error:  # whatever ONNX Runtime or NumPy says of values that no tokenizer gives
+            if len(requests) > 1:
+                return [self.execute([request])[0] for request in requests]
+            wrong = isinstance(error, ValueError) or type(error).__name__ == "InvalidArgument"
+            code = pb_utils.TritonError.INVALID_ARG if wrong else pb_utils.TritonError.INTERNAL
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}", code))]
+
+    def answer(self, requests: list[Any]) -> list[Any]:
         if self.rows_alone:
             (name,) = self.inputs
             arrays = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
@@ -132,13 +147,18 @@ class TritonPythonModel:
         """The outputs for all rows, run in batches of like lengths.
 
         :param arrays: one per request. *Shape:* ``(rows, width)``
+        :raises ValueError: for a row without values.
         """
+        if not all(map(np.size, arrays)):
+            raise ValueError("a row has no values, must have at least one")
         # on all requests at once: with one comment each, they are many
         lengths = np.repeat([a.shape[1] for a in arrays], [a.shape[0] for a in arrays]).astype(np.int32)
         values = np.concatenate([array.reshape(-1) for array in arrays])
         real = values != self.padding
         if not real.all():
             lengths = np.add.reduceat(real, np.cumsum(lengths) - lengths, dtype=np.int32)
+            if not lengths.all():
+                raise ValueError("a row is nothing but padding, must have at least one value")
             values = values[real]
         parts = batches_of_like_length(lengths, self.max_tokens)
         laid_out = sum(int(lengths[part].max()) * len(part) for part in parts)
@@ -176,6 +196,24 @@ class TritonPythonModel:
             )
 
 
+def check_hashes(folder: Path) -> None:
+    """Compare a version's files with their hashes at export, where it was exported.
+
+    :param folder: of the version, in that of the encoder.
+    :raises TritonModelException: for the first that is another.
+    """
+    encoder, number = folder.parent.name, folder.name
+    report = folder.parent.parent / encoder.removesuffix("_encoder") / number / "export.json"
+    if os.environ.get("TRITOX_UNVERIFIED") == "1" or not report.is_file():
+        return
+    for name, expected in json.loads(report.read_text(encoding="utf-8")).get("files", {}).items():
+        file = folder.parent.parent / name
+        if name.startswith(f"{encoder}/{number}/") and hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+            raise pb_utils.TritonModelException(
+                f"{file.name} is damaged or was changed, its hash is not that of its export: restore it or export again"
+            )
+
+
 class Counters:
     """Counters of Triton's metrics; they belong to the model, all of its instances add to them.
 
@@ -207,7 +245,8 @@ class Counters:
         }
         self.metrics: dict[Series, Any] = {}
         self.waiting: dict[Series, float] = {(name, ()): 0.0 for name in self.HELP}
-        for series in self.waiting:  # so that they are there from the start, as zeros
+        # so that they are there from the start, as zeros: Prometheus sees a counter grow from its second value on
+        for series in (*self.waiting, *self.histogram(np.zeros((0, len(score_labels)), np.float32))):
             self.metric(series)
         self.scores: list[np.ndarray] = []
         self.lock = threading.Lock()
