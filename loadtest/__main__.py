@@ -16,9 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from loadtest.processes import die_with_parent
 from loadtest.shapes import SHAPES
 from loadtest.traffic import whole
+from serve.server import die_with_parent
 
 ROOT = Path(__file__).parents[1]
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
