@@ -6,16 +6,23 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from loadtest import client_cost
 from loadtest.report import table
 from loadtest.slo import Measured, Verdict
 from serve.gateway import spans_eval
 from train.evaluate import markdown
 
 README = (ROOT / "README.md").read_text()
+PAGES = (
+    *("README.md", "serve/OPERATIONS.md", "docker/README.md", "docker/RUNBOOK.md", "docker/CHAOS.md"),
+    "docker/kubernetes/README.md",
+)
+SHOWN = README + "".join((ROOT / page).read_text() for page in ("serve/OPERATIONS.md", "docker/CHAOS.md"))
 
 
 def block(name: str) -> str:
@@ -38,6 +45,22 @@ def test_the_load_test_is_the_measured_one() -> None:
     assert block("load") == f"```\n{lines}\n```"
 
 
+def test_the_cost_of_the_client_is_the_measured_one_and_reaches_its_goals() -> None:
+    result = json.loads((ROOT / "loadtest/results/client_cost.json").read_text())
+    assert block("client cost") == f"```\n{client_cost.table(result)}\n```"
+    assert client_cost.met(result)
+    assert (result["callers"], result["batch"]) == (256, 32)
+
+
+def test_the_throughput_of_the_gateway_is_the_measured_one_and_reaches_its_goal() -> None:
+    result = json.loads((ROOT / "serve/gateway/results/throughput.json").read_text())
+    rate = {found["contender"]: found["comments_per_s"]["median"] for found in result["summary"]}
+    stated = f"answered {rate['gateway']:.0f} comments/s, where gRPC answered {rate['tritox']:.0f}"
+    assert f"At {result['clients']} single comments at a time" in README
+    assert stated in README and f"with transformers {rate['fastapi']:.0f} (" in README
+    assert rate["gateway"] >= 0.6 * rate["tritox"]
+
+
 def test_the_agreement_of_spans_is_the_measured_one() -> None:
     result = json.loads((ROOT / "serve/gateway/results/spans.json").read_text())
     assert block("spans") == spans_eval.markdown(result)
@@ -56,12 +79,18 @@ def test_numbers_of_the_export_are_the_published_versions() -> None:
     assert f"INT8 changed {parity['flip_rate']:.2%} of the decisions" in README
 
 
-def test_every_link_leads_somewhere() -> None:
-    headings = {
-        re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall("^##+ (.+)$", README, re.M)
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target[1:] in headings if target[0] == "#" else (ROOT / target).exists(), target
+def headings(page: Path) -> set[str]:
+    lines = re.findall("^##+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        file, _, heading = target.partition("#")
+        led = page.parent / file if file else page
+        assert led.exists() and (not heading or heading in headings(led)), target
 
 
 @pytest.mark.parametrize(
@@ -69,12 +98,15 @@ def test_every_link_leads_somewhere() -> None:
     ["train", *(f"train {c}" for c in ("fit", "eval", "tune", "calibrate", "predict", "compare", "results", "bench"))]
     + ["export.onnx", "export.results", "export.scoremap", "export.cascade"]
     + [f"export.repository {c}" for c in ("list", "promote", "rollback", "prune", "verify")]
-    + ["serve", "serve.gateway", "serve.gateway.feedback", "serve.gateway.spans_eval", "client", "client.policy"]
+    + ["serve", "serve.certificates", "serve.envoy run", "serve.probe", "serve.drift"]
+    + ["serve.gateway", "serve.gateway.feedback", "serve.gateway.spans_eval"]
+    + [f"serve.rollout {c}" for c in ("shadow", "canary", "promote", "rollback")]
+    + ["client", "client.policy", "client replay", "loadtest.switches"]
     + ["loadtest run", "loadtest dry-run"]
-    + [f"loadtest.{name}" for name in ("poisson", "capacity", "stall", "responder")],
+    + [f"loadtest.{name}" for name in ("poisson", "capacity", "stall", "responder", "balance", "chaos", "fuzz")],
 )
 def test_every_command_shown_has_help(module: str) -> None:
-    assert f"python -m {module.split()[0]}" in README
+    assert f"python -m {module.split()[0]}" in SHOWN
     command = [sys.executable, "-m", *module.split(), "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "usage: python -m" in result.stdout
