@@ -397,7 +397,6 @@ def content(outcome: Outcome, arguments: argparse.Namespace, judged: Sequence[Ve
         "slowest_s": round(outcome.total.slowest_s, 3),
         "dead": outcome.dead,
         "troubles": [asdict(trouble) for trouble in outcome.total.troubles],
-        "known": {kind: counts.total() for kind, counts in kinds.items() if "known" in kind},
         "kinds": {kind: dict(counts.most_common()) for kind, counts in kinds.items()},
         "log_bytes": outcome.log_bytes,
         "samples": [
@@ -438,8 +437,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"{result['requests']:,} requests in {result['seconds']:.0f} s ({doors}), {result['right']:,} of them "
             f"right and rightly answered; the slowest took {result['slowest_s']:.1f} s. "
             f"{result['failed_beside_a_broken_one_and_sent_again']:,} times a right one failed as Triton had joined it "
-            f"with a broken one, and was sent again; {sum(result['known'].values()):,} had no rows for the encoder, "
-            f"which Triton never answers: their callers left. `{result['command']}`, commit "
+            f"with a broken one, and was sent again. `{result['command']}`, commit "
             f"{(result['commit'] or 'unknown')[:12]}, {machine['cores']} cores of {machine['cpu']}.",
         ]
     )

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import math
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ HEAD = 5
 """Bytes before each message of gRPC."""
 BATCH_OF_NONE = "known: no rows for the encoder"
 """Callers of these leave: see docker/README.md."""
+PARTS = ("_tokenizer", "_encoder")
 SOON_S = 0.05
 """A caller that leaves in the middle has waited so long."""
 
@@ -71,29 +73,45 @@ def make(seed: int, worker: int, index: int, reach: Reach = "all") -> Shot:
     rng = random.Random(f"{seed}/{worker}/{index}")
     door = _drawn(rng, DOORS if reach == "all" else CALLERS_DOORS)
     if rng.random() < RIGHT:
-        right = {"grpc": right_grpc, "http": right_http, "gateway": right_gateway}[door](rng)
-        if reach == "callers" and right.read == "stream":
-            right.path, right.read, right.kind = INFER, "grpc", "right"
-        return right
+        return right_shot(rng, door, reach)
     kinds = {"grpc": GRPC if reach == "all" else CALLERS_GRPC, "http": HTTP, "gateway": GATEWAY}[door]
     shot: Shot = _drawn(rng, kinds)(rng)
-    if door == "grpc" and known(shot.data):
+    asked = list(asked_of_parts(shot.data)) if door == "grpc" else []
+    if (asked and reach == "callers") or any(map(uncountable, asked)):
+        return right_shot(rng, door, reach)
+    if any(map(of_no_rows, asked)):
         shot.kind, shot.leave_s = BATCH_OF_NONE, SOON_S
     return shot
 
 
-def known(data: bytes) -> bool:
-    """Whether a request goes to the encoder and says that it has no rows: Triton 24.10 never answers it."""
-    while b"toxicity_encoder" in data and len(data) > HEAD:
+def right_shot(rng: random.Random, door: Door, reach: Reach) -> Shot:
+    right = {"grpc": right_grpc, "http": right_http, "gateway": right_gateway}[door](rng)
+    if reach == "callers" and right.read == "stream":
+        right.path, right.read, right.kind = INFER, "grpc", "right"
+    return right
+
+
+def asked_of_parts(data: bytes) -> Iterator[pb.ModelInferRequest]:
+    """The requests in a shot that go to a model that an ensemble is made of: Envoy lets none of them through."""
+    while len(data) > HEAD:
         length = int.from_bytes(data[1:HEAD], "big")
         try:
             request = pb.ModelInferRequest.FromString(data[HEAD : HEAD + length])
         except DecodeError:
-            return False
-        if request.model_name == "toxicity_encoder" and any(0 in each.shape[:1] for each in request.inputs):
-            return True
+            return
+        if request.model_name.endswith(PARTS):
+            yield request
         data = data[HEAD + length :]
-    return False
+
+
+def uncountable(request: pb.ModelInferRequest) -> bool:
+    """Whether Triton 24.10 may take its shape, as the number of its bytes wraps around, and die."""
+    return any(abs(math.prod(each.shape)) >= 2**61 for each in request.inputs)
+
+
+def of_no_rows(request: pb.ModelInferRequest) -> bool:
+    """Triton 24.10 never answers it."""
+    return any(0 in each.shape[:1] for each in request.inputs)
 
 
 def _drawn(rng: random.Random, shares: dict[Any, float]) -> Any:

@@ -24,12 +24,14 @@ from loadtest.fuzz_shots import (
     SERVICE,
     TEXTS,
     Shot,
+    asked_of_parts,
     infer,
-    known,
     make,
+    of_no_rows,
     pb,
     post,
     right_gateway,
+    uncountable,
 )
 
 SCORES = np.linspace(0, 1, 6 * len(TEXTS), dtype=np.float32).reshape(-1, 6)
@@ -59,6 +61,8 @@ def test_callers_reach_less() -> None:
     shots = [make(1, 0, index, "callers") for index in range(1000)]
     assert {shot.door for shot in shots} == {"grpc", "gateway"}
     assert {shot.path for shot in shots if shot.door == "grpc"} == {SERVICE + "ModelInfer"}
+    assert not any(list(asked_of_parts(shot.data)) for shot in shots if shot.door == "grpc")
+    assert any(list(asked_of_parts(make(1, 0, index).data)) for index in range(1000))
 
 
 def test_triton_s_http_gets_no_chunks() -> None:
@@ -77,12 +81,15 @@ def test_every_kind_can_be_made() -> None:
                 assert make_one(random.Random(seed)).kind
 
 
-def test_a_batch_of_none_is_told_from_others() -> None:
+def test_what_envoy_lets_nobody_ask_is_told_from_the_rest() -> None:
     request = infer([b"a"])
-    assert not known(framed(request.SerializeToString()))
+    right = framed(request.SerializeToString())
+    assert not list(asked_of_parts(right)) and not list(asked_of_parts(b"\0\0\0\0\4nope"))
     request.model_name = "toxicity_encoder"
-    request.inputs[0].shape[:] = [0, 5]
-    assert known(framed(infer([b"a"]).SerializeToString()) + framed(request.SerializeToString()))
+    for shape, countable, rows in (([1, 5], True, True), ([0, 5], True, False), ([1, 2**62], False, True)):
+        request.inputs[0].shape[:] = shape
+        (asked,) = asked_of_parts(right + framed(request.SerializeToString()))
+        assert (not uncountable(asked), not of_no_rows(asked)) == (countable, rows)
 
 
 # --- what comes back
@@ -239,7 +246,6 @@ def test_verdicts_and_their_table(tmp_path: Path) -> None:
         "command": "python -m loadtest.fuzz",
         "verdicts": [{"name": v.name, "target": v.target, "measured": v.measured, "met": v.met} for v in verdicts(bad)],
         "kinds": {"grpc: right": {"ok": 5, "connection closed: x": 2}, "http: JSON": {"http 400": 4}},
-        "known": {"grpc: known": 7},
         "failed_beside_a_broken_one_and_sent_again": 8,
         "requests": 9,
         "seconds": 60.0,

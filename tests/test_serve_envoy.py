@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -519,6 +520,52 @@ def test_a_request_that_is_too_large_is_refused(fleet: Fleet) -> None:
         with pytest.raises(ToxicityError, match="(?i)too large"):
             client.classify(["1" + " " * 5_000_000])
         assert client.classify(["0.5"])
+
+
+def test_callers_ask_the_ensemble_and_not_its_parts(fleet: Fleet) -> None:
+    def written(number: int, data: bytes) -> bytes:  # a field, as a protocol buffer has it
+        return bytes([number << 3 | 2]) + bytes([len(data) % 128 | 128, len(data) // 128]) + data
+
+    one = pb.ModelInferRequest(model_name="toxicity")
+    one.inputs.add(name="TEXT", datatype="BYTES", shape=[1, 1])
+    one.raw_input_contents.append(struct.pack("<I", 3) + b"0.5")
+    right = one.SerializeToString()
+    with ExitStack() as stack:
+        calls = []
+        for url, given in (
+            (fleet.envoy.url, fleet.credentials()),
+            (fleet.envoy.services_url, fleet.inside(server_name="envoy")),
+        ):
+            options = [("grpc.ssl_target_name_override", given.server_name)] if given.server_name else []
+            channel = stack.enter_context(grpc.secure_channel(url, given.channel(), options=options))
+            stub = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")  # takes and gives bytes
+            calls.append(partial(stub, timeout=5, metadata=given.headers() or ()))
+        for call in calls:
+            assert pb.ModelInferResponse.FromString(call(right)).model_name == "toxicity"
+            # all kinds of fields that it may not know, and a length with a byte that it could do without
+            odd = written(15, b"") + b"\xf9\x06" + bytes(8) + b"\xfd\x06" + bytes(4) + b"\xf8\x06\xff\x7f"
+            assert pb.ModelInferResponse.FromString(call(odd + right)).model_name == "toxicity"
+            for name in ("toxicity_encoder", "toxicity_tokenizer", "x" * 200 + "_encoder"):
+                hidden = written(1, name.encode())
+                # alone; before and behind a right one; with a tag of more bytes than it takes, and of more bits
+                for body in (
+                    hidden,
+                    hidden + right,
+                    right + hidden,
+                    b"\x8a\x80\x80\x80\x10" + hidden[1:],
+                    b"\x8a\x00" + hidden[1:],
+                ):
+                    with pytest.raises(grpc.RpcError, match="part of another") as error:
+                        call(body)
+                    assert error.value.code() == grpc.StatusCode.PERMISSION_DENIED
+            for body in (right[:-1], b"\x0b" + right, b"\x0a" + b"\xff" * 9 + b"\x01", b"\x0a"):
+                with pytest.raises(grpc.RpcError, match="cannot be read") as error:
+                    call(body)
+                assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            with pytest.raises(grpc.RpcError, match="compressed messages end at the load balancer") as error:
+                call(right + written(6, b" " * 5000), compression=grpc.Compression.Gzip)
+            assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
+            assert pb.ModelInferResponse.FromString(call(right)).model_name == "toxicity"
 
 
 def test_who_waits_for_long_hears_of_it_before_the_deadline(fleet: Fleet) -> None:
