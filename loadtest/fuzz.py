@@ -509,9 +509,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=1)
     p.add_argument(
         "--reach",
-        choices=("callers", "all"),
+        choices=("callers", "impatient", "all"),
         default="callers",
-        help="callers: what they get through Envoy to; all: also Triton's HTTP, streams, other calls, HTTP/2 itself",
+        help="callers: what they get through Envoy to; impatient: they also cancel calls, of which Triton 24.10 dies; "
+        "all: also Triton's HTTP, streams, other calls, HTTP/2 itself",
     )
     p.add_argument("--seconds", type=positive, help="end after so long, however many were sent")
     p.add_argument("--workers", type=whole, default=2, help="processes that send")

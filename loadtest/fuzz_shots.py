@@ -32,8 +32,10 @@ TEXTS = [f"{CANARY} comment number {n}, " + "and more of it, " * (n % 5) for n i
 """Comments whose scores are known."""
 DOORS: dict[Door, float] = {"grpc": 0.55, "http": 0.33, "gateway": 0.12}
 CALLERS_DOORS: dict[Door, float] = {"grpc": 0.85, "gateway": 0.15}
-Reach = Literal["callers", "all"]
-"""Callers: what they get through Envoy to, scoring over gRPC and the gateway. All: also what the inside reaches."""
+Reach = Literal["callers", "impatient", "all"]
+"""Callers: what they get through Envoy to, scoring over gRPC and the gateway. Impatient: they also cancel, and have
+deadlines of milliseconds, of which Triton 24.10 dies (see docker/README.md). All: also what the inside reaches.
+"""
 RIGHT = 0.2
 """The share of shots that must be answered, and rightly."""
 BOMB = gzip.compress(bytes(1 << 20))
@@ -71,13 +73,16 @@ class Shot:
 
 def make(seed: int, worker: int, index: int, reach: Reach = "all") -> Shot:
     rng = random.Random(f"{seed}/{worker}/{index}")
-    door = _drawn(rng, DOORS if reach == "all" else CALLERS_DOORS)
+    inside = reach == "all"
+    door = _drawn(rng, DOORS if inside else CALLERS_DOORS)
     if rng.random() < RIGHT:
         return right_shot(rng, door, reach)
-    kinds = {"grpc": GRPC if reach == "all" else CALLERS_GRPC, "http": HTTP, "gateway": GATEWAY}[door]
-    shot: Shot = _drawn(rng, kinds)(rng)
+    grpc = GRPC if inside else CALLERS_GRPC if reach == "callers" else CALLERS_GRPC | IMPATIENT
+    shot: Shot = _drawn(rng, {"grpc": grpc, "http": HTTP, "gateway": GATEWAY}[door])(rng)
+    if reach == "callers":
+        shot.headers = tuple(each for each in shot.headers if each not in SHORT)
     asked = list(asked_of_parts(shot.data)) if door == "grpc" else []
-    if (asked and reach == "callers") or any(map(uncountable, asked)):
+    if (asked and not inside) or any(map(uncountable, asked)):
         return right_shot(rng, door, reach)
     if any(map(of_no_rows, asked)):
         shot.kind, shot.leave_s = BATCH_OF_NONE, SOON_S
@@ -86,7 +91,7 @@ def make(seed: int, worker: int, index: int, reach: Reach = "all") -> Shot:
 
 def right_shot(rng: random.Random, door: Door, reach: Reach) -> Shot:
     right = {"grpc": right_grpc, "http": right_http, "gateway": right_gateway}[door](rng)
-    if reach == "callers" and right.read == "stream":
+    if reach != "all" and right.read == "stream":
         right.path, right.read, right.kind = INFER, "grpc", "right"
     return right
 
@@ -472,11 +477,9 @@ def grpc_frame(rng: random.Random) -> Shot:
     return Shot("grpc", "gRPC's lengths and flags", data, INFER)
 
 
+SHORT = tuple((b"grpc-timeout", value) for value in (b"1u", b"1n", b"5m", b"0S"))
 FIELDS = (
-    (b"grpc-timeout", b"1u"),
-    (b"grpc-timeout", b"1n"),
-    (b"grpc-timeout", b"5m"),
-    (b"grpc-timeout", b"0S"),
+    *SHORT,
     (b"grpc-timeout", b"99999999H"),
     (b"grpc-timeout", b"x"),
     (b"grpc-timeout", b"-1S"),
@@ -659,7 +662,8 @@ GRPC: dict[Callable[[random.Random], Shot], float] = {
     grpc_connection: 4,
 }
 
-CALLERS_GRPC = {kind: share for kind, share in GRPC.items() if kind not in (grpc_stream, grpc_connection, grpc_method)}
+CALLERS_GRPC = {kind: GRPC[kind] for kind in (grpc_structure, grpc_text, grpc_bytes, grpc_frame, grpc_metadata)}
+IMPATIENT = {grpc_left: GRPC[grpc_left]}
 
 # --- JSON
 

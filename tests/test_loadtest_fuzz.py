@@ -64,6 +64,12 @@ def test_callers_reach_less() -> None:
     assert not any(list(asked_of_parts(shot.data)) for shot in shots if shot.door == "grpc")
     assert any(list(asked_of_parts(make(1, 0, index).data)) for index in range(1000))
 
+    def impatient(shot: Shot) -> bool:
+        return shot.door == "grpc" and (shot.leave_s is not None or (b"grpc-timeout", b"5m") in shot.headers)
+
+    assert not any(map(impatient, shots))
+    assert len([index for index in range(1000) if impatient(make(1, 0, index, "impatient"))]) > 30
+
 
 def test_triton_s_http_gets_no_chunks() -> None:
     """It dies of them, and is closed to callers: see docker/README.md."""
