@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from serve.probe import dead_stubs
 
@@ -268,6 +268,8 @@ class TritonServer:
         """Of the process that ran last, negative for a signal."""
         self.loads: dict[str, float] = {}
         """When Triton said last that it had loaded a model, in seconds since the machine was started."""
+        self.load_failed_at: float | None = None
+        """When it said last that it could not load one."""
         self._clean_up = contextlib.ExitStack()
 
     @property
@@ -319,6 +321,7 @@ class TritonServer:
             raise
 
     def _launch(self, installation: Installation) -> None:
+        self.loads, self.load_failed_at = {}, None
         scratch = self._put_together(installation)
         # A prefix of our own, so that shared memory which a killed process leaves behind can be told from others'.
         shared_memory = f"tritox_{os.getpid()}_{self.ports['grpc']}_"
@@ -403,6 +406,8 @@ class TritonServer:
                 continue
             if loaded := re.search(r"successfully loaded '([^']+)'", line):
                 self.loads[loaded[1]] = time.clock_gettime(time.CLOCK_BOOTTIME)
+            elif "failed to load '" in line:
+                self.load_failed_at = time.clock_gettime(time.CLOCK_BOOTTIME)
             if self.log_level == "verbose":
                 sys.stderr.write(line + "\n")
             elif re.match(r"[EWI]\d{4} ", line) and line[0] in shown:
@@ -495,6 +500,30 @@ class TritonServer:
         except (urllib.error.URLError, OSError):
             return False
 
+    def serves_what_the_disk_says(self) -> bool:
+        """Whether what is loaded are the versions that the configurations in the repository name, and no others."""
+        try:
+            with self._control("index") as reply:
+                index = json.load(reply)
+        except (urllib.error.URLError, OSError):
+            return False
+        loaded: dict[str, set[int]] = {}
+        for model in index:
+            if model.get("state") == "READY":
+                loaded.setdefault(model["name"], set()).add(int(model["version"]))
+        for config in self.repository.glob("*/config.pbtxt"):
+            found, named = loaded.get(config.parent.name, set()), set(loaded_versions(config))
+            if not found or (named and named != found):
+                return False
+        return True
+
+    def _control(self, call: str, **content: Any) -> Any:
+        """An answer of Triton's control of models, as :func:`urllib.request.urlopen` gives and raises it."""
+        request = urllib.request.Request(f"{self.http_url}/v2/repository/{call}", data=json.dumps(content).encode())
+        if self.control_key is not None:
+            request.add_header(CONTROL_HEADER, self.control_key)
+        return urllib.request.urlopen(request, timeout=2)
+
     def is_running(self) -> bool:
         if self._process is None:
             return False
@@ -521,13 +550,11 @@ class TritonServer:
             return
         self._is_leaving = True
         parameters = {"config": json.dumps({"name": LEAVING, "backend": "none"}), "file:1/none": "bm9uZQ=="}
-        request = urllib.request.Request(
-            f"{self.http_url}/v2/repository/models/{LEAVING}/load", data=json.dumps({"parameters": parameters}).encode()
-        )
-        if self.control_key is not None:
-            request.add_header(CONTROL_HEADER, self.control_key)
         # it answers 400: it could not be loaded
-        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request, timeout=2):
+        with (
+            contextlib.suppress(urllib.error.URLError, OSError),
+            self._control(f"models/{LEAVING}/load", parameters=parameters),
+        ):
             pass
         time.sleep(seconds)
 

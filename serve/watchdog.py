@@ -3,8 +3,9 @@
 Triton 2.51 neither starts a model's process again nor becomes unready: requests to that model fail from then on, each
 after a second. Its control API can load the model anew, but then the old one stays behind, with its other processes and
 their memory, and Triton no longer ends in order. A process that was stopped (SIGSTOP) for more than a second, and goes
-on, takes all of Triton with it. So Triton is ended at once, which callers and load balancers see as a refused
-connection, and started as at the beginning: files verified, golden comments scored.
+on, takes all of Triton with it. And once a version could not be loaded, Triton is not ready until it is,
+though another one serves, and nobody wants that one any more. So Triton is ended at once, which callers and load
+balancers see as a refused connection, and started as at the beginning: files verified, golden comments scored.
 
 What is left to others: a process that runs and hangs in its own code looks well from outside. Requests to it meet their
 deadlines, and Envoy takes the replica out.
@@ -31,6 +32,8 @@ DEAD_S = 0.3
 LOADING_S = 3.0
 """A process that dies while its model loads is cleared away by Triton, after a second; the model is refused."""
 STOPPED_S = 2.0
+UNREADY_S = 10.0
+"""From the last time that a model was loaded, or could not be. Whoever tried may be about to try again."""
 WITHIN_S = 600.0
 RESTARTS = 3
 
@@ -69,6 +72,7 @@ class Watchdog:
     ) -> None:
         self.server, self.restarts, self.ready = server, restarts, ready
         self._times: deque[float] = deque()
+        self._asked = 0.0
         self._begin()
 
     def watch(self) -> NoReturn:
@@ -107,7 +111,20 @@ class Watchdog:
                 return f"process {pid} of {stub.name or 'a model'} was stopped"
             elif found.state == "Z" and now - stub.bad_since >= (DEAD_S if stub.loaded else LOADING_S):
                 return f"process {pid} of {stub.name or 'a model'} died ({ending(found.exit_code)})"
+        if self._unready(now):
+            return "Triton is not ready for a version that it could not load, and that nobody wants any more"
         return None
+
+    def _unready(self, now: float) -> bool:
+        """Where what is loaded is not what the repository says, there may be nothing good to start anew with."""
+        failed_at = self.server.load_failed_at
+        if failed_at is None or now - self._asked < 1.0:
+            return False
+        self._asked = now
+        last = max(failed_at, *self.server.loads.values(), 0.0)
+        if time.clock_gettime(time.CLOCK_BOOTTIME) - last < UNREADY_S or self.server.is_ready():
+            return False
+        return self.server.serves_what_the_disk_says()
 
     def _begin(self) -> None:
         # Triton's own process is watched for being stopped alone; that it ended is seen otherwise

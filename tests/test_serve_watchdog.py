@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, ROOT, end_at_once
-from test_serve_probe import MODEL, repository
+from test_serve_probe import CONFIG, MODEL, repository
 
 from client import Retry, ToxicityClient, ToxicityError
 from serve.__main__ import main
@@ -115,6 +115,46 @@ def test_what_died_is_started_anew_and_who_leaves_says_so_first(
         assert serve.answers("models/m/ready") and serve.answers("health/live") and not file.exists()
         out, err = serve.process.communicate(timeout=20)
         assert serve.process.returncode == 0 and out.endswith("stopped by SIGTERM\n") and err == ""
+
+
+def test_a_version_that_could_not_be_loaded_and_is_no_longer_wanted_costs_no_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("serve.watchdog.UNREADY_S", 0.5)
+    folder = repository(tmp_path, False)
+    config = folder / "m/config.pbtxt"
+
+    def name(version: int) -> None:
+        config.write_text(f"{CONFIG}version_policy {{ specific {{ versions: {version} }} }}\n")
+
+    def look(seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and server.pid == triton:
+            watchdog.look()
+            time.sleep(0.05)
+
+    name(1)
+    key = "control-0123456789abcdef"
+    options = {"grpc_port": 0, "http_port": 0, "metrics_port": 0, "log_level": "error", "control_key": key}
+    with TritonServer(folder, model_control=True, **options) as server:
+        watchdog, triton = Watchdog(server, restarts=1), server.pid
+        (folder / "m/2").mkdir()
+        (folder / "m/2/model.py").write_text(MODEL.replace("FAILS", "True"))
+        name(2)
+        with pytest.raises(urllib.error.HTTPError):
+            server._control("models/m/load")
+        look(1.6)
+        assert server.pid == triton and not server.is_ready()  # with version 2 on disk, it would not even start
+        name(1)
+        with server._control("models/m/load") as reply:
+            assert reply.status == 200
+        assert not server.is_ready(), "Triton forgets it now: this can go"
+        look(20)
+        assert server.pid != triton and server.is_ready()
+        assert (
+            "could not load, and that nobody wants any more; Triton is started anew (1 of 1" in capsys.readouterr().err
+        )
+        end_at_once(server.pid)
 
 
 def test_to_drain_takes_model_control(capsys: pytest.CaptureFixture[str]) -> None:
