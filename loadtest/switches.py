@@ -204,7 +204,11 @@ def markdown(result: Mapping[str, Any]) -> str:
             " ms, ".join(f"{v:.1f}" for v in result["request_ms"].values()) + " ms",
         ),
     ]
-    return "\n".join(["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)])
+    where = f"{result['machine']['cores']} cores of {result['machine']['cpu']}, load included"
+    source = f"commit {(result['commit'] or 'unknown')[:12]}; `{result['command']}`"
+    return "\n".join(
+        ["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows), "", f"{where}; {source}."]
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -220,10 +224,11 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--users", type=whole, default=4, help="who keep their client")
     p.add_argument("--newcomers", type=whole, default=1, help="who make a client for each request")
     p.add_argument("--json", type=Path, help="file to write the result to")
-    p.add_argument("--table", type=Path, metavar="JSON", help="measure nothing, print the table of a written result")
+    p.add_argument("--table", type=Path, metavar="JSON", help="measure nothing: write this result's table into --page")
+    p.add_argument("--page", type=Path, default=Path("serve/OPERATIONS.md"), help="that has a place for the table")
     arguments = p.parse_args(argv)
     if arguments.table:
-        sys.stdout.write(markdown(json.loads(arguments.table.read_text(encoding="utf-8"))) + "\n")
+        report.insert(arguments.page, "switches", markdown(json.loads(arguments.table.read_text(encoding="utf-8"))))
         return 0
     try:
         result = run(arguments.repository, arguments.name, arguments.switches, arguments.users, arguments.newcomers)
@@ -232,12 +237,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    command = shlex.join(["python", "-m", "loadtest.switches", *(sys.argv[1:] if argv is None else argv)])
+    result = {**report.origin(), "command": command, **result}
     sys.stdout.write(markdown(result) + "\n")
     for failure, count in result["failures"].items():
         sys.stderr.write(f"{count} times: {failure}\n")
     if arguments.json:
-        command = shlex.join(["python", "-m", "loadtest.switches", *(sys.argv[1:] if argv is None else argv)])
-        report.write_json(arguments.json, {**report.origin(), "command": command, **result})
+        report.write_json(arguments.json, result)
     return 1 if result["failed"] or result["wrong_answers"] or result["mixed_requests"] else 0
 
 

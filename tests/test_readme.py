@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from conftest import ROOT
 
-from loadtest import client_cost
+from loadtest import balance, client_cost, fuzz, switches
 from loadtest.report import table
 from loadtest.slo import Measured, Verdict
 from serve.gateway import spans_eval
@@ -25,8 +26,8 @@ PAGES = (
 SHOWN = README + "".join((ROOT / page).read_text() for page in ("serve/OPERATIONS.md", "docker/CHAOS.md"))
 
 
-def block(name: str) -> str:
-    match = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README, re.DOTALL)
+def block(name: str, page: str = README) -> str:
+    match = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", page, re.DOTALL)
     assert match, name
     return match[1].strip()
 
@@ -50,6 +51,25 @@ def test_the_cost_of_the_client_is_the_measured_one_and_reaches_its_goals() -> N
     assert block("client cost") == f"```\n{client_cost.table(result)}\n```"
     assert client_cost.met(result)
     assert (result["callers"], result["batch"]) == (256, 32)
+
+
+@pytest.mark.parametrize(
+    ("page", "measured"),
+    [("docker/README.md", balance), ("docker/README.md", fuzz), ("serve/OPERATIONS.md", switches)],
+)
+def test_what_the_fleet_stands_is_the_measured_and_reaches_its_goals(page: str, measured: ModuleType) -> None:
+    name = measured.__name__.rpartition(".")[2]
+    result = json.loads((ROOT / f"loadtest/results/{name}.json").read_text())
+    assert block(name, (ROOT / page).read_text()) == measured.markdown(result)
+    if measured is switches:
+        assert (result["switches"], result["failed"], result["wrong_answers"], result["mixed_requests"]) == (
+            100,
+            0,
+            0,
+            0,
+        )
+    else:
+        assert all(verdict["met"] for verdict in result["verdicts"])
 
 
 def test_the_throughput_of_the_gateway_is_the_measured_one_and_reaches_its_goal() -> None:
