@@ -37,6 +37,7 @@ from typing import Any
 from client import AsyncToxicityClient, Credentials, ToxicityError
 from loadtest import corpus, processes, report, traffic
 from loadtest.contenders import ContenderFailed, configure
+from loadtest.credentials import of_caller, of_service
 from loadtest.generator import GeneratorFailed
 from loadtest.open_loop import Body, Generator, body
 from loadtest.overload import positive
@@ -111,13 +112,11 @@ class Fleet:
 
     @property
     def caller(self) -> Credentials:
-        return Credentials(ca=self.secrets / "callers/ca.pem", token=KEY)
+        return of_caller(self.secrets, KEY)
 
     @property
     def service(self) -> Credentials:
-        place = self.secrets / "gateway"
-        certificate, key = place / "cert.pem", place / "key.pem"
-        return Credentials(ca=place / "ca.pem", certificate=certificate, key=key, server_name="triton")
+        return of_service(self.secrets)
 
     def cpu_s(self) -> float:
         return sum(processes.cpu_s(server.pid) for server in self.servers)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from client import Credentials
 from loadtest import processes
+from loadtest.credentials import of_caller, of_service
 from serve import certificates, probe
 from serve.envoy import DOORS, Envoy
 from serve.server import ServeError, die_with_parent, reserve_ports
@@ -341,14 +342,12 @@ class Fleet:
 
     @property
     def caller(self) -> Credentials:
-        return Credentials(ca=self.secrets / "callers/ca.pem", token=KEY)
+        return of_caller(self.secrets, KEY)
 
     @property
     def service(self) -> Credentials:
         """Of one behind the door."""
-        place = self.secrets / "gateway"
-        certificate, key = place / "cert.pem", place / "key.pem"
-        return Credentials(ca=place / "ca.pem", certificate=certificate, key=key, server_name="triton")
+        return of_service(self.secrets)
 
     @property
     def services(self) -> list[Service]:
