@@ -289,7 +289,7 @@ class _Turn(Turn):
         if alone:
             self._blocking = flight, rpc, request, timeout_s
             return
-        task = asyncio.ensure_future(self._fly(flight, rpc, request, timeout_s))
+        task = self._client._spawn(self._fly(flight, rpc, request, timeout_s))
         task.add_done_callback(self._wake)
         flight.cancel = task.cancel
 

@@ -328,7 +328,7 @@ class BaseClient(ABC):
         flights: list[Flight] = []
         sent_to: list[Endpoint[Line]] = []
         call.tries = 0
-        hedged = False
+        hedged = won = False
 
         def send() -> None:
             self._check_open(call)
@@ -352,6 +352,7 @@ class BaseClient(ABC):
                     if flight.code is None:
                         call.endpoint, call.request_s = flight.endpoint.target, flight.took_s
                         self._won(flight, rows)
+                        won = True
                         return flight.reply
                     failed = flight
                 if failed is not None:
@@ -381,7 +382,9 @@ class BaseClient(ABC):
         finally:
             for flight in flights:
                 self._pool.release(flight.endpoint, flight.lane)
-                if flight.cancel:
+                # One that was overtaken ends by itself: it may be answered at any moment, and to cancel a call in the
+                # moment of its answer ends Triton 24.10 (server issue 8034).
+                if flight.cancel and (flight.given_up or not won):
                     flight.cancel()
 
     def _check_open(self, call: wire.Call) -> None:

@@ -125,6 +125,7 @@ class Retry:
 @dataclass(frozen=True, slots=True)
 class Hedge:
     """Send a request once more, to another server where there is one, when its answer is late; the first answer counts.
+    The other one is not cancelled.
 
     :param delay_s: how late; by default the 95th percentile of the client's own recent requests of about that size.
     :param budget: hedges for each request: 0.1 adds at most 10% of requests.

@@ -121,7 +121,7 @@ class Watchdog:
         if failed_at is None or now - self._asked < 1.0:
             return False
         self._asked = now
-        last = max(failed_at, *self.server.loads.values(), 0.0)
+        last = max(failed_at, *dict(self.server.loads).values())
         if time.clock_gettime(time.CLOCK_BOOTTIME) - last < UNREADY_S or self.server.is_ready():
             return False
         return self.server.serves_what_the_disk_says()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from test_client_sync import Stub, abort, stub  # noqa: F401  (a fixture)
 
 from client import (
     AccessDenied,
+    AsyncToxicityClient,
     Hedge,
     InvalidInput,
     ModelNotFound,
@@ -202,6 +204,34 @@ def test_a_late_request_is_sent_once_more_and_the_first_answer_counts(pair: tupl
             assert time.monotonic() - start < 1.5
             tries.append(result.timing.tries)
     assert set(tries) <= {1, 2} and 2 in tries
+
+
+@pytest.mark.parametrize("kind", [ToxicityClient, AsyncToxicityClient])
+def test_a_request_that_was_overtaken_is_not_cancelled(pair: tuple[Stub, Stub], kind: type) -> None:
+    """Triton 24.10 dies of calls that are cancelled in the moment of their answer."""
+    still_wanted: list[bool] = []
+
+    def slow(request: Any, context: Any) -> None:
+        time.sleep(0.4)
+        still_wanted.append(context.is_active())
+
+    pair[0].fault = slow
+    urls, options = [each.grpc_url for each in pair], {"hedge": Hedge(delay_s=0.05, budget=1.0), "stall_s": 5}
+
+    async def asynchronously() -> None:
+        async with AsyncToxicityClient(urls, **options) as client:
+            for _ in range(6):
+                await client.classify(["0.5"])
+            await asyncio.sleep(0.8)
+
+    if kind is AsyncToxicityClient:
+        asyncio.run(asynchronously())
+    else:
+        with ToxicityClient(urls, **options) as client:
+            for _ in range(6):
+                client.classify(["0.5"])
+            time.sleep(0.8)
+    assert still_wanted and all(still_wanted)
 
 
 def test_one_server_can_be_hedged_with_itself(stub: Stub) -> None:  # noqa: F811
