@@ -28,7 +28,7 @@ import numpy as np
 from scipy.optimize import nnls
 from tokenizers import Tokenizer
 
-from export import exits, graph, parity, student, triton
+from export import exits, parity, triton
 from export.parity import GateFailed
 from export.repository import InvalidRepository, ModelVersions, locked, sha256, staging_folder
 from train.artifact import InvalidArtifact, Layout, git_commit, machine, normalizer_from, write_json
@@ -91,6 +91,8 @@ class Served:
         model = self.folder("encoder") / "model.onnx"
 
         def score() -> np.ndarray:
+            from export import graph  # seconds, with transformers: --help need not wait for it
+
             session = graph.session(model, 1)
             return parity.score(
                 lambda input_ids, mask: graph.run(session, input_ids, mask),
@@ -315,6 +317,8 @@ def write_stages(folder: Path, stages: Sequence[Layout]) -> list[dict[str, Any]]
             shutil.copyfile(stage.ngrams, folder / f"{name}.npz")
             about: dict[str, Any] = {"name": name, "kind": "ngrams", "file": f"{name}.npz"}
         else:
+            from export import student
+
             about = student.write(folder, name, stage)
         abouts.append({**about, "with": names[:number]})
     return abouts
@@ -372,6 +376,8 @@ def measure(
     :param texts: of which the first are timed.
     :returns: for each stage and the encoder, of ``texts`` and of ``more``. *Shape of each:* ``(texts,)``
     """
+    from export import graph
+
     session = graph.session(served.folder("encoder") / "model.onnx", 1)
     tokenizer = Tokenizer.from_file(str(served.folder("tokenizer") / "tokenizer.json"))
     tokenizer.no_padding()
