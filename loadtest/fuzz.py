@@ -78,23 +78,13 @@ class Servers:
             pid: f"{name} {found}"
             for name, root in (("triton", self.triton), ("gateway", self.gateway))
             for pid in processes.tree(root)
-            if (found := living(pid)) is not None
+            if (found := processes.living(pid)) is not None
         }
 
     def missing(self, alive: Mapping[int, str]) -> list[str]:
         """Which of the processes that were alive do not live any more."""
         now = self.pids()
         return [f"{name} (process {pid})" for pid, name in alive.items() if pid not in now]
-
-
-def living(pid: int) -> str | None:
-    """The name of a process; ``None`` where it is gone, or dead."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    name, _, rest = stat.rpartition(")")
-    return None if rest.split()[0] in "ZX" else name.partition("(")[2]
 
 
 @contextlib.contextmanager

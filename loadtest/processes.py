@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+from serve.probe import look_at
+
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -24,6 +26,12 @@ def tree(root: int) -> list[int]:
     # a session that one of them leads; that of the caller is none of them
     own = {sessions[pid] for pid in found if sessions[pid] in found}
     return found + [pid for pid in parents if sessions[pid] in own and pid not in found]
+
+
+def living(pid: int) -> str | None:
+    """The name of a process, 15 characters at most; ``None`` where it is gone, or dead."""
+    found = look_at(pid)
+    return None if found is None or found.state in "ZX" else found.name
 
 
 def cpu_s(root: int) -> float:

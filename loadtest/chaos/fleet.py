@@ -186,19 +186,17 @@ class Replica(Command):
     def triton(self) -> int:
         """Triton's process; 0 while there is none."""
         for pid in processes.tree(self.pid) if self.pid else []:
-            with contextlib.suppress(OSError):
-                if (Path("/proc") / str(pid) / "comm").read_text(encoding="utf-8").strip() == "tritonserver":
-                    return pid
+            if (found := probe.look_at(pid)) is not None and found.name == "tritonserver":
+                return pid
         return 0
 
     def stubs(self, model: str = "") -> list[int]:
         """The processes of its Python models, or of one of them."""
         found = []
         for pid in processes.tree(self.triton) if self.triton else []:
-            with contextlib.suppress(OSError):
-                words = (Path("/proc") / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if words[0].endswith(STUB) and (not model or any(f"/{model}/" in word for word in words)):
-                    found.append(pid)
+            words = probe.command_line(pid)
+            if words and words[0].endswith(STUB) and (not model or any(f"/{model}/" in word for word in words)):
+                found.append(pid)
         return found
 
     def unwell(self, what: str = "ready") -> str | None:

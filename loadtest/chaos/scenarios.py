@@ -107,10 +107,7 @@ def kill(pid: int) -> None:
 
 
 def ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
+    return processes.living(pid) is None
 
 
 # --- processes that end
