@@ -31,6 +31,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from serve.probe import dead_stubs
+from serve.shield import LAST_S, LISTENING
 
 INSTALL = "pip install -e '.[serve]' -c constraints.txt"
 GOLDEN_TRIES = 5
@@ -45,6 +46,7 @@ GRPC_CONTROL_HEADER = f"triton-grpc-protocol-{CONTROL_HEADER}"
 NEVER_FOR_CLIENTS = ("shared-memory", "trace", "logging")
 """Of Triton's protocols: these let a caller read memory of the server's processes, or name a file that it writes to."""
 SHORTEST_KEY = 16
+LOOPBACK = "127.0.0.1"
 NO_ROOM = "Triton's backends cannot be put together ({why}): free some MB there, or name another folder in TMPDIR"
 LEAVING = "tritox_leaving"
 """No model: see :meth:`TritonServer.drain`."""
@@ -231,6 +233,8 @@ class TritonServer:
     :param control_key: that a caller must send to load, unload and list models. What :data:`NEVER_FOR_CLIENTS` holds is
         closed in any case: with this key, or by one that nobody knows.
     :param verify: compare the files with their hashes at export first.
+    :param shield: keep cancelled calls from Triton, see :mod:`serve.shield`: it listens on gRPC's port then, and Triton
+        on one of the loopback.
     :raises ServeError: when it cannot start; the message holds what Triton said of the cause.
     """
 
@@ -250,6 +254,7 @@ class TritonServer:
         tls: Tls | None = None,
         control_key: str | None = None,
         verify: bool = True,
+        shield: bool = False,
     ) -> None:
         self.repository = repository
         self.host = host
@@ -259,9 +264,11 @@ class TritonServer:
         self.ready_timeout_s = ready_timeout_s
         self.model_control = model_control
         self.verify = verify
+        self.shield = shield
         self._wanted_ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         self.ports: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._shield: subprocess.Popen[str] | None = None
         self._tail: deque[str] = deque(maxlen=400)
         self._is_leaving = False
         self.exit_code = 0
@@ -289,6 +296,11 @@ class TritonServer:
         """Of Triton's process; 0 while there is none."""
         return 0 if self._process is None else self._process.pid
 
+    @property
+    def pids(self) -> list[int]:
+        """Triton's process, which those of its models are children of, and the shield's."""
+        return [each.pid for each in (self._process, self._shield) if each is not None]
+
     def __enter__(self) -> TritonServer:
         self.start()
         return self
@@ -313,14 +325,17 @@ class TritonServer:
             self.host, self._wanted_ports, {"http": self.http_host, "metrics": self.metrics_host}
         )
         try:
-            self._launch(installation)
+            behind = reserve_ports(LOOPBACK, {"grpc": 0})["grpc"] if self.shield else self.ports["grpc"]
+            self._launch(installation, behind)
             self._wait_until_ready()
             self._check_golden()
+            if self.shield:
+                self._raise_shield(behind)
         except BaseException:
             self.stop(grace_s=0)  # nobody was promised an answer
             raise
 
-    def _launch(self, installation: Installation) -> None:
+    def _launch(self, installation: Installation, grpc_port: int) -> None:
         self.loads, self.load_failed_at = {}, None
         scratch = self._put_together(installation)
         # A prefix of our own, so that shared memory which a killed process leaves behind can be told from others'.
@@ -332,8 +347,8 @@ class TritonServer:
             f"--model-repository={self.repository.resolve()}",
             f"--http-address={self.http_host}",
             f"--http-port={self.ports['http']}",
-            f"--grpc-address={self.host}",
-            f"--grpc-port={self.ports['grpc']}",
+            f"--grpc-address={LOOPBACK if self.shield else self.host}",
+            f"--grpc-port={grpc_port}",
             f"--metrics-address={self.metrics_host}",
             f"--metrics-port={self.ports['metrics']}",
             "--exit-timeout-secs=10",
@@ -347,7 +362,7 @@ class TritonServer:
         key = self.control_key or secrets.token_hex(16)
         command.append(f"--grpc-restricted-protocol={closed}:{CONTROL_HEADER}={key}")
         command.append(f"--http-restricted-api={closed}:{CONTROL_HEADER}={key}")
-        if self.tls is not None:
+        if self.tls is not None and not self.shield:
             command += [
                 "--grpc-use-ssl-mutual=true",
                 f"--grpc-server-cert={self.tls.certificate}",
@@ -380,6 +395,24 @@ class TritonServer:
         assert self._process.stderr is not None
         self._reader = threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True)
         self._reader.start()
+
+    def _raise_shield(self, triton_port: int) -> None:
+        """:raises ServeError: when it cannot listen."""
+        command = [sys.executable, "-m", "serve.shield", f"--triton-port={triton_port}"]
+        command += [f"--host={self.host}", f"--port={self.ports['grpc']}"]
+        if self.tls is not None:
+            command += [f"--certificate={self.tls.certificate}", f"--key={self.tls.key}", f"--ca={self.tls.ca}"]
+        self._shield = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        assert self._shield.stdout is not None
+        if self._shield.stdout.readline().strip() != LISTENING:
+            raise ServeError(f"the shield could not start on {self.grpc_url}: what it said stands above")
 
     def _put_together(self, installation: Installation) -> Path | None:
         """A backend directory, where the installation's own lacks one of ours.
@@ -524,6 +557,10 @@ class TritonServer:
             request.add_header(CONTROL_HEADER, self.control_key)
         return urllib.request.urlopen(request, timeout=2)
 
+    def shield_has_ended(self) -> bool:
+        """By itself."""
+        return self._shield is not None and self._shield.poll() is not None
+
     def is_running(self) -> bool:
         if self._process is None:
             return False
@@ -578,6 +615,16 @@ class TritonServer:
             if self._process.stderr is not None:
                 self._process.stderr.close()
             self._process = None
+        if self._shield is not None:  # last, as it passes on what Triton still answered
+            if grace_s:
+                self._shield.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._shield.wait(2 * LAST_S)
+            self._shield.kill()
+            self._shield.wait()
+            assert self._shield.stdout is not None
+            self._shield.stdout.close()
+            self._shield = None
         self._clean_up.close()
 
     def _cause(self) -> str:
@@ -597,7 +644,7 @@ class TritonServer:
 def reachable(host: str) -> str:
     """The address by which this machine reaches what listens on ``host``, as it stands in a URL."""
     if host == "0.0.0.0":
-        return "127.0.0.1"
+        return LOOPBACK
     return f"[{host}]" if ":" in host else host
 
 

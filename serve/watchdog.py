@@ -97,6 +97,8 @@ class Watchdog:
         """What has died or stopped; ``None`` where all is well."""
         if not self.server.is_running():
             return f"Triton ended by itself ({ending(self.server.exit_code)})"
+        if self.server.shield_has_ended():
+            return "the shield before Triton's gRPC port ended by itself"
         now = time.monotonic()
         self._scan(now)
         for pid, stub in list(self._stubs.items()):

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, ROOT, end_at_once
 from test_serve_probe import CONFIG, MODEL, repository
+from tritonclient.grpc import InferenceServerClient
 
 from client import Retry, ToxicityClient, ToxicityError
 from serve.__main__ import main
@@ -88,6 +89,24 @@ def serving(folder: Path, *options: str) -> Iterator[Serve]:
             end_at_once(pid)
         serve.process.kill()
         serve.process.communicate()
+
+
+def test_a_shield_that_died_is_started_anew_with_triton(tmp_path: Path) -> None:
+    def shield() -> int:
+        children = (p.pid for p in processes() if p.parent == serve.process.pid)
+        return next((pid for pid in children if "serve.shield" in command_line(pid)), 0)
+
+    with serving(repository(tmp_path, False), "--shield") as serve:
+        old = shield()
+        assert old
+        with InferenceServerClient(serve.grpc_url) as client:
+            assert client.is_model_ready("m")
+        os.kill(old, signal.SIGKILL)
+        assert "the shield before Triton's gRPC port ended by itself; Triton is started anew" in serve.said("shield")
+        serve.said("ready again")
+        assert shield() not in (0, old)
+        with InferenceServerClient(serve.grpc_url) as client:
+            assert client.is_model_ready("m")
 
 
 def test_what_died_is_started_anew_and_who_leaves_says_so_first(
