@@ -119,7 +119,7 @@ class Fleet:
         return of_service(self.secrets)
 
     def cpu_s(self) -> float:
-        return sum(processes.cpu_s(server.pid) for server in self.servers)
+        return sum(processes.cpu_s(pid) for server in self.servers for pid in server.pids)
 
     def envoy(self, count: int, threads: int) -> Envoy:
         """Envoy in front of the first so many replicas, without limits of callers' rates."""
@@ -144,7 +144,9 @@ def fleet(repository: Path, count: int) -> Iterator[Fleet]:
         tls = Tls(secrets / "triton/cert.pem", secrets / "triton/key.pem", secrets / "triton/ca.pem")
         servers = []
         for _ in range(count):
-            server = TritonServer(repository, grpc_port=0, http_port=0, metrics_port=0, log_level="error", tls=tls)
+            server = TritonServer(
+                repository, grpc_port=0, http_port=0, metrics_port=0, log_level="error", tls=tls, shield=True
+            )
             servers.append(stack.enter_context(server))
         yield Fleet(servers, secrets)
 
@@ -332,7 +334,7 @@ def lose(running: Fleet, fault: str, share: float, seconds: float, p99_ms: float
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 if not lost_at and due > start + seconds:
                     lost_at = time.monotonic()
-                    for pid in processes.tree(victim.pid):
+                    for pid in itertools.chain(*map(processes.tree, victim.pids)):
                         os.kill(pid, FAULTS[fault])
                 task = asyncio.create_task(ask(due, text))
                 tasks.add(task)
@@ -342,7 +344,7 @@ def lose(running: Fleet, fault: str, share: float, seconds: float, p99_ms: float
 
     with running.envoy(count, threads=1) as envoy:
         lost_at = asyncio.run(go(envoy.url))
-    for pid in processes.tree(victim.pid):
+    for pid in itertools.chain(*map(processes.tree, victim.pids)):
         os.kill(pid, signal.SIGCONT)
     return summary(fault, count, capacity, rate, [(due - lost_at, took) for due, took in calls], errors, p99_ms)
 

@@ -200,6 +200,7 @@ class Envoy:
 
     :param triton: the replicas' gRPC ports. :param ports: of listeners, by name; free ones by default.
     :param threads: that work on requests.
+    :param logs: the folder where its logs stay, ``envoy.log`` and ``envoy.access.log``; by default they go with it.
     """
 
     triton: Sequence[Address]
@@ -212,6 +213,7 @@ class Envoy:
     threads: int = 2
     config: dict[str, Any] | None = None
     log_level: str = "warning"
+    logs: Path | None = None
 
     def __post_init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -258,8 +260,9 @@ class Envoy:
                 self.resolver,
             )
             file = render(config, places, folder)
-            self._log = folder / "log"
-            with self._log.open("wb") as log, (folder / "access").open("wb") as access:
+            logs = self.logs or folder
+            self._log, self._access = logs / "envoy.log", logs / "envoy.access.log"
+            with self._log.open("wb") as log, self._access.open("wb") as access:
                 self._process = subprocess.Popen(
                     [
                         str(binary),
@@ -298,8 +301,7 @@ class Envoy:
 
     def access_log(self) -> str:
         """What it wrote of requests so far; it writes after a while, or when it ends."""
-        assert self._scratch is not None
-        return (Path(self._scratch.name) / "access").read_text(encoding="utf-8", errors="replace")
+        return self._access.read_text(encoding="utf-8", errors="replace")
 
     def ask(self, path: str) -> str:
         """A page of its administration, such as ``/clusters``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import itertools
 import json
 import os
 import secrets
@@ -118,6 +119,7 @@ class Replica:
             model_control=True,
             tls=self.tls,
             control_key=CONTROL,
+            shield=True,
         )
         self.server.start()
         self.port = self.server.ports["grpc"]
@@ -128,12 +130,13 @@ class Replica:
 
     def signal(self, number: int) -> None:
         assert self.server is not None
-        for pid in processes.tree(self.server.pid):
+        for pid in itertools.chain(*map(processes.tree, self.server.pids)):
             os.kill(pid, number)
 
     def kill(self) -> None:
         assert self.server is not None
-        processes.kill(self.server.pid)
+        for pid in self.server.pids:
+            processes.kill(pid)
         self.server.stop()
 
     def running(self) -> bool:
