@@ -1,9 +1,10 @@
 """``python -m loadtest.fuzz``: a million wrong requests, over gRPC and HTTP, and right ones between them.
 
-A real Triton with a near-empty model and the real gateway before it. Workers send what :mod:`loadtest.fuzz_shots` makes
-up, as fast as the machine allows, by :mod:`loadtest.fuzz_doors`. Each shot must be over by its deadline; each right one
-must be answered with the scores that the server gave when nobody disturbed it; every process of the servers must live;
-memory, file descriptors and shared memory must stay flat; and no comment may get into a log.
+A real Triton with a near-empty model, behind the real Envoy and gateway. Workers send what
+:mod:`loadtest.fuzz_shots` makes up, as fast as the machine allows, by :mod:`loadtest.fuzz_doors`. Each shot must be
+over by its deadline; each right one must be answered with the scores that the server gave when nobody disturbed it;
+every process of the servers must live; memory, file descriptors and shared memory must stay flat; and no comment may
+get into a log.
 
 A shot is found again by its seed, worker and number: what was sent last before a process died is written to a file,
 and ``--replay`` sends it again.
@@ -27,7 +28,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
@@ -35,15 +36,18 @@ from typing import Any
 
 import numpy as np
 
-from client import ToxicityClient, ToxicityError
+from client import Credentials, ToxicityClient, ToxicityError
 from loadtest import processes, report
+from loadtest.credentials import of_service
 from loadtest.fuzz_doors import Addresses, Report, Shooter, Trouble, shoot_alone
 from loadtest.fuzz_shots import CANARY, MODEL, TEXTS, Reach, make
 from loadtest.overload import positive
 from loadtest.slo import Verdict
 from loadtest.traffic import whole
-from loadtest.watch import listener, resident_bytes, shared_memory, shared_memory_prefix
-from serve.server import die_with_parent
+from loadtest.watch import resident_bytes, shared_memory, shared_memory_prefix
+from serve import certificates
+from serve.envoy import Envoy
+from serve.server import ServeError, die_with_parent
 
 MAX_GROWTH = 0.05
 WARM_UP_SHARE = 0.2
@@ -61,14 +65,13 @@ class FuzzFailed(RuntimeError):
 class Servers:
     """What is shot at.
 
-    :ivar triton: process of Triton itself. :ivar gateway: of the gateway.
+    :ivar credentials: for gRPC. :ivar roots: the processes that were started, by name; Triton is a child of its own.
     :ivar logs: what they wrote, by name.
     """
 
     addresses: Addresses
-    grpc_url: str
-    triton: int
-    gateway: int
+    credentials: Credentials | None
+    roots: Mapping[str, int]
     prefix: str
     logs: Mapping[str, Path]
 
@@ -76,7 +79,7 @@ class Servers:
         """The processes that live, with what they are; a dead one that nobody has buried is none."""
         return {
             pid: f"{name} {found}"
-            for name, root in (("triton", self.triton), ("gateway", self.gateway))
+            for name, root in self.roots.items()
             for pid in processes.tree(root)
             if (found := processes.living(pid)) is not None
         }
@@ -88,7 +91,9 @@ class Servers:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], pattern: str, log: Path) -> Iterator[tuple[subprocess.Popen[str], re.Match[str]]]:
+def started(
+    command: Sequence[str], pattern: str, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], re.Match[str]]]:
     """A server as a process, once it printed a line that matches; its standard error goes to ``log``. Ended by Ctrl-C.
 
     :raises FuzzFailed: when it does not print it.
@@ -102,7 +107,7 @@ def started(command: Sequence[str], pattern: str, log: Path) -> Iterator[tuple[s
             text=True,
             start_new_session=True,
             preexec_fn=die_with_parent,
-            env={name: value for name, value in os.environ.items() if name != "TRITOX_GATEWAY_KEYS"},
+            env={n: value for n, value in os.environ.items() if n != "TRITOX_GATEWAY_KEYS"} | dict(environment or {}),
         )
     try:
         assert process.stdout is not None
@@ -124,35 +129,59 @@ def started(command: Sequence[str], pattern: str, log: Path) -> Iterator[tuple[s
 
 
 @contextlib.contextmanager
-def servers(repository: Path, folder: Path) -> Iterator[Servers]:
-    """Triton and the gateway, as an operator starts them, on free ports.
+def servers(repository: Path, folder: Path, reach: Reach) -> Iterator[Servers]:
+    """Triton and the gateway, as an operator starts them, on free ports; for callers behind Envoy, as in a fleet.
 
     :param folder: for their logs and files.
     :raises FuzzFailed: when one does not start.
     """
     free = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
-    logs = {"triton": folder / "triton.log", "gateway": folder / "gateway.log"}
-    call = ("serve", "--repository", str(repository), "--log-level", "info", *free)
-    with started(call, r"ready: gRPC (\S+):(\d+), HTTP http://(\S+):(\d+),", logs["triton"]) as (_, match):
-        url = f"{match[1]}:{match[2]}"
-        behind = ("serve.gateway", "--triton", url, "--port", "0", "--feedback", str(folder / "feedback.sqlite"))
-        with started(behind, r"gateway: http://(\S+):(\d+) ", logs["gateway"]) as (gateway, found):
-            triton = listener(int(match[2]))
-            prefix = shared_memory_prefix(triton) if triton else None
-            if triton is None or prefix is None:
-                raise FuzzFailed(f"no process of ours listens on {url}, or it has no prefix for its shared memory")
-            addresses = {
-                "grpc": (match[1], int(match[2])),
-                "http": (match[3], int(match[4])),
-                "gateway": (found[1], int(found[2])),
-            }
-            up = Servers(addresses, url, triton, gateway.pid, prefix, logs)  # type: ignore[arg-type]
-            deadline = time.monotonic() + START_S
-            while not ready(up):
-                if time.monotonic() > deadline:
-                    raise FuzzFailed(f"the gateway was not ready after {START_S:g} s")
-                time.sleep(0.1)
-            yield up
+    logs = {name: folder / f"{name}.log" for name in ("triton", "gateway")}
+    roots = {}
+    secrets, behind = folder / "secrets", reach == "callers"
+    environment, credentials = {}, None
+    call = ["serve", "--repository", str(repository), "--log-level", "info", *free]
+    if behind:
+        certificates.make(secrets, ["localhost"])
+        files = [secrets / "triton" / name for name in ("cert.pem", "key.pem", "ca.pem")]
+        call += [
+            "--shield",
+            *(f"--{name}={file}" for name, file in zip(("certificate", "key", "ca"), files, strict=True)),
+        ]
+        credentials = replace(of_service(secrets), server_name="envoy")
+        environment = {
+            "TRITOX_CA": str(credentials.ca),
+            "TRITOX_CERTIFICATE": str(credentials.certificate),
+            "TRITOX_CERTIFICATE_KEY": str(credentials.key),
+            "TRITOX_SERVER_NAME": str(credentials.server_name),
+        }
+    with contextlib.ExitStack() as stack:
+        pattern = r"ready: gRPC (\S+):(\d+), HTTP http://(\S+):(\d+),"
+        triton, match = stack.enter_context(started(call, pattern, logs["triton"]))
+        grpc, http = (match[1], int(match[2])), (match[3], int(match[4]))
+        roots["triton"] = triton.pid
+        if behind:
+            envoy = stack.enter_context(Envoy([grpc], secrets / "envoy", secrets / "keys", logs=folder))
+            roots["envoy"] = envoy.pid
+            logs |= {name: folder / f"{name}.log" for name in ("envoy", "envoy.access")}
+            grpc = ("localhost", envoy.ports["services"])
+        url = f"{grpc[0]}:{grpc[1]}"
+        asks = ("serve.gateway", "--triton", url, "--port", "0", "--feedback", str(folder / "feedback.sqlite"))
+        gateway, found = stack.enter_context(
+            started(asks, r"gateway: http://(\S+):(\d+) ", logs["gateway"], environment)
+        )
+        roots["gateway"] = gateway.pid
+        prefix = next(filter(None, map(shared_memory_prefix, processes.tree(triton.pid))), None)
+        if prefix is None:
+            raise FuzzFailed("Triton has no prefix for its shared memory")
+        addresses: Addresses = {"grpc": grpc, "http": http, "gateway": (found[1], int(found[2]))}
+        up = Servers(addresses, credentials, roots, prefix, logs)
+        deadline = time.monotonic() + START_S
+        while not ready(up):
+            if time.monotonic() > deadline:
+                raise FuzzFailed(f"the gateway was not ready after {START_S:g} s")
+            time.sleep(0.1)
+        yield up
 
 
 def ready(up: Servers) -> bool:
@@ -167,9 +196,10 @@ def ready(up: Servers) -> bool:
     return True
 
 
-def reference(url: str) -> np.ndarray:
+def reference(up: Servers) -> np.ndarray:
     """What the server answers to each of ``TEXTS`` alone. *Shape:* ``(texts, labels)``"""
-    with ToxicityClient(url, model=MODEL, timeout=30) as client:
+    host, port = up.addresses["grpc"]
+    with ToxicityClient(f"{host}:{port}", model=MODEL, timeout=30, credentials=up.credentials) as client:
         return np.array([list(client.classify([text])[0].scores.values()) for text in TEXTS], np.float32)
 
 
@@ -233,6 +263,7 @@ def work(
     worker: int,
     count: int,
     addresses: Addresses,
+    credentials: Credentials | None,
     scores: np.ndarray,
     deadline_s: float,
     reach: Reach,
@@ -245,7 +276,7 @@ def work(
         return not pipe.poll()
 
     shot_of = partial(make, reach=reach)
-    shooter = Shooter(seed, worker, range(count), addresses, scores, deadline_s, tell, shot_of)
+    shooter = Shooter(seed, worker, range(count), addresses, scores, deadline_s, tell, shot_of, credentials)
     pipe.send(shooter.run())
     pipe.send([{"seed": seed, **entry} for entry in shooter.ring])
 
@@ -267,7 +298,7 @@ def merged(reports: Sequence[Report]) -> Report:
 def shoot(up: Servers, arguments: argparse.Namespace) -> Outcome:
     """All of it, until it is done, time is up, or a server's process has died."""
     requests, seed, workers, seconds = arguments.requests, arguments.seed, arguments.workers, arguments.seconds
-    scores = reference(up.grpc_url)
+    scores = reference(up)
     outcome, alive = Outcome(), up.pids()
     context = multiprocessing.get_context("spawn")
     crew: list[Any] = []
@@ -275,7 +306,8 @@ def shoot(up: Servers, arguments: argparse.Namespace) -> Outcome:
     for worker in range(workers):
         count = requests // workers + (worker < requests % workers)
         here, there = context.Pipe()
-        given = (there, seed, worker, count, up.addresses, scores, arguments.deadline, arguments.reach)
+        servers_and_more = (up.addresses, up.credentials, scores, arguments.deadline, arguments.reach)
+        given = (there, seed, worker, count, *servers_and_more)
         process = context.Process(target=work, args=given, daemon=True)
         process.start()
         there.close()
@@ -322,7 +354,7 @@ def shoot(up: Servers, arguments: argparse.Namespace) -> Outcome:
     outcome.ready = not outcome.dead and ready(up)
     if outcome.ready:
         with contextlib.suppress(ToxicityError):
-            outcome.right_after = bool(np.abs(reference(up.grpc_url) - scores).max() <= 1e-6)
+            outcome.right_after = bool(np.abs(reference(up) - scores).max() <= 1e-6)
         outcome.dead = up.missing(alive)
     return outcome
 
@@ -334,7 +366,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="tritox-fuzz-") as scratch:
         folder = Path(scratch)
         near_empty.write(arguments.repository, folder / "models", MODEL)
-        with servers(folder / "models", folder) as up:
+        with servers(folder / "models", folder, arguments.reach) as up:
             outcome = shoot(up, arguments)
         for name, log in up.logs.items():  # now that all is written
             outcome.log_bytes[name] = log.stat().st_size
@@ -402,7 +434,7 @@ def content(outcome: Outcome, arguments: argparse.Namespace, judged: Sequence[Ve
     }
 
 
-DOOR_NAMES = {"grpc": "Triton's gRPC", "http": "Triton's HTTP", "gateway": "gateway"}
+DOOR_NAMES = {"grpc": "gRPC", "http": "Triton's HTTP", "gateway": "gateway"}
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -451,11 +483,11 @@ def replay(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="tritox-fuzz-") as scratch:
         folder = Path(scratch)
         near_empty.write(arguments.repository, folder / "models", MODEL)
-        with servers(folder / "models", folder) as up:
-            scores, alive = reference(up.grpc_url), up.pids()
+        with servers(folder / "models", folder, arguments.reach) as up:
+            scores, alive = reference(up), up.pids()
             for seed, worker, index in wanted:
                 shot = make(seed, worker, index, arguments.reach)
-                done = shoot_alone(shot, up.addresses, scores, arguments.deadline)
+                done = shoot_alone(shot, up.addresses, scores, arguments.deadline, up.credentials)
                 if len(wanted) == 1:
                     sys.stdout.write(f"{shot.path} {shot.headers}\n{shot.data[:2000]!r}\n")
                     time.sleep(1)  # a process that dies of it may need a moment
@@ -499,10 +531,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=1)
     p.add_argument(
         "--reach",
-        choices=("callers", "impatient", "all"),
+        choices=("callers", "all"),
         default="callers",
-        help="callers: what they get through Envoy to; impatient: they also cancel calls, of which Triton 24.10 dies; "
-        "all: also Triton's HTTP, streams, other calls, HTTP/2 itself",
+        help="callers: through Envoy, and the gateway, as in a fleet; all: Triton itself, its HTTP and streams too, "
+        "without Envoy and shield, where it may well die",
     )
     p.add_argument("--seconds", type=positive, help="end after so long, however many were sent")
     p.add_argument("--workers", type=whole, default=2, help="processes that send")
@@ -529,7 +561,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.json:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the run
         outcome = run(arguments)
-    except (FuzzFailed, ToxicityError, OSError, ValueError, KeyError) as error:
+    except (FuzzFailed, ServeError, ToxicityError, OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:

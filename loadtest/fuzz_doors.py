@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import hpack
 import numpy as np
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
+from client import Credentials
 from client.wire import BROKEN_NEIGHBOUR
 from loadtest.connections import (
     CONTINUATION,
@@ -31,6 +33,7 @@ from loadtest.connections import (
     Connection,
     ConnectionFailed,
     GrpcConnection,
+    context,
 )
 from loadtest.fuzz_shots import ATTRIBUTES, Door, Shot, make
 
@@ -53,10 +56,12 @@ Addresses = Mapping[Door, tuple[str, int]]
 class GrpcShots(GrpcConnection):
     """Calls of any method, with any metadata and messages, on one connection; they can be cancelled."""
 
-    def __init__(self, host: str, port: int) -> None:
-        super().__init__(host, port, "/", ())
+    def __init__(self, host: str, port: int, credentials: Credentials | None = None) -> None:
+        super().__init__(host, port, "/", (), credentials)
+        self._scheme = b"\x83\x87" if credentials else b"\x83\x86"
         self.shots: dict[int, int] = {}  # streams by the shots' numbers
         self._headers: dict[int, bytes] = {}  # blocks that go on
+        self._decoder = hpack.Decoder()
 
     def shoot(self, number: int, shot: Shot) -> None:
         stream = self._next_stream
@@ -66,7 +71,7 @@ class GrpcShots(GrpcConnection):
         self.under_way += 1
         fields = [(b":authority", b"localhost"), (b":path", shot.path.encode()), (b"te", b"trailers")]
         fields += [(b"content-type", b"application/grpc"), *shot.headers]
-        block = b"\x83\x86" + b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
+        block = self._scheme + b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
         parts = [block[at : at + self._max_frame] for at in range(0, len(block), self._max_frame)]
         for place, part in enumerate(parts):
             flags = END_HEADERS if place == len(parts) - 1 else 0
@@ -103,6 +108,8 @@ class GrpcShots(GrpcConnection):
                 self._acknowledge(len(payload))
                 if stream in self._asked:
                     self._bodies_in[stream] = self._bodies_in.get(stream, b"") + payload
+                    if flags & END_STREAM:  # no gRPC, which ends with headers
+                        yield self._done(stream, "no gRPC")
             elif kind in (HEADERS, CONTINUATION):
                 ends = bool(flags & END_STREAM) if kind == HEADERS else self._headers.get(stream, b"")[:1] == b"1"
                 block = (b"1" if ends else b"0") + self._headers.pop(stream, b"0")[1:] + payload
@@ -121,7 +128,7 @@ class GrpcShots(GrpcConnection):
         """:param block: of the last headers, which hold the message of an error."""
         body = self._bodies_in.pop(stream, b"")
         if status is not None:
-            body += block[block.find(b"grpc-message") :]
+            body += self._fields_of(block).get(b"grpc-message", b"")
         if self._windows.pop(stream, None) is not None:  # refused before it was sent
             self._waiting = deque(item for item in self._waiting if item[0] != stream)
             self._frame(RST_STREAM, 0, stream, CANCEL)
@@ -129,14 +136,17 @@ class GrpcShots(GrpcConnection):
         del self.shots[number]
         return Answer(number, status, body)
 
-    @staticmethod
-    def _status_of(block: bytes) -> str | None:
-        """The number of gRPC's status; ``None`` for success. Triton writes its headers without Huffman's code."""
-        match = re.search(rb"grpc-status(?:.)(\d{1,2})", block, re.DOTALL)
-        if match is None:
-            status = re.search(rb"\x08\x03(\d{3})", block)
-            return f"http/2 {status[1].decode()}" if status else "no status"
-        return None if match[1] == b"0" else f"grpc {match[1].decode()}"
+    def _status_of(self, block: bytes) -> str | None:
+        """The number of gRPC's status; ``None`` for success."""
+        fields = self._fields_of(block)
+        status = fields.get(b"grpc-status")
+        if status is None:
+            return f"http/2 {fields.get(b':status', b'without a status').decode()}"
+        return None if status == b"0" else f"grpc {status.decode()}"
+
+    def _fields_of(self, block: bytes) -> dict[bytes, bytes]:
+        """Each block by itself, as our settings want it."""
+        return {bytes(name): bytes(value) for name, value in self._decoder.decode(block, raw=True)}
 
 
 def _text(value: bytes) -> bytes:
@@ -204,8 +214,9 @@ class HttpShots(Connection):
 class RawShot(Connection):
     """Bytes of HTTP/2 that need no answer."""
 
-    def __init__(self, host: str, port: int, number: int, data: bytes) -> None:
-        super().__init__(host, port)
+    def __init__(self, host: str, port: int, number: int, data: bytes, credentials: Credentials | None = None) -> None:
+        tls = None if credentials is None else context(credentials)
+        super().__init__(host, port, tls, None if credentials is None else credentials.server_name)
         self.number = number
         self.under_way = 1
         self._out += data
@@ -265,6 +276,7 @@ class Shooter:
     :param indexes: of the shots.
     :param scores: of each of ``fuzz_shots.TEXTS``.
     :param deadline_s: within which every shot must be over.
+    :param credentials: for gRPC.
     :param tell: is given the report about once a second; when it returns ``False`` the worker ends.
     """
 
@@ -278,9 +290,11 @@ class Shooter:
         deadline_s: float,
         tell: Callable[[Report], bool],
         shot_of: Callable[[int, int, int], Shot] = make,
+        credentials: Credentials | None = None,
     ) -> None:
         self.seed, self.worker, self.addresses, self.scores = seed, worker, addresses, scores
         self.deadline_s, self.tell, self.shot_of = deadline_s, tell, shot_of
+        self.credentials = credentials
         self.report = Report()
         self.ring: deque[dict[str, Any]] = deque(maxlen=RING)
         self.under_way: dict[int, Sent] = {}
@@ -348,11 +362,11 @@ class Shooter:
         connection: Any
         try:
             if shot.door == "grpc" and shot.alone:
-                connection = RawShot(host, port, index, shot.data)
+                connection = RawShot(host, port, index, shot.data, self.credentials)
                 self._add(connection)
             elif shot.door == "grpc":
                 while len(self.grpc) < SHARED:
-                    self.grpc.append(GrpcShots(host, port))
+                    self.grpc.append(GrpcShots(host, port, self.credentials))
                     self._add(self.grpc[-1])
                 connection = min(self.grpc, key=lambda each: each.under_way)
                 connection.shoot(index, shot)
@@ -564,6 +578,8 @@ def read(how: str, body: bytes, count: int, labels: int) -> np.ndarray:
     return np.array([[scores[name]["summaryScore"]["value"] for name in ATTRIBUTES]], np.float32)
 
 
-def shoot_alone(shot: Shot, addresses: Addresses, scores: np.ndarray, deadline_s: float) -> Report:
+def shoot_alone(
+    shot: Shot, addresses: Addresses, scores: np.ndarray, deadline_s: float, credentials: Credentials | None = None
+) -> Report:
     """One shot, with nothing beside it."""
-    return Shooter(0, 0, [0], addresses, scores, deadline_s, lambda report: True, lambda *_: shot).run()
+    return Shooter(0, 0, [0], addresses, scores, deadline_s, lambda report: True, lambda *_: shot, credentials).run()

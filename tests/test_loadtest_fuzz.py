@@ -57,18 +57,14 @@ def test_all_doors_and_kinds_are_shot_at() -> None:
     assert all(SERVICE in shot.path for shot in right if shot.door == "grpc")
 
 
-def test_callers_reach_less() -> None:
+def test_callers_reach_less_and_are_impatient() -> None:
     shots = [make(1, 0, index, "callers") for index in range(1000)]
     assert {shot.door for shot in shots} == {"grpc", "gateway"}
-    assert {shot.path for shot in shots if shot.door == "grpc"} == {SERVICE + "ModelInfer"}
-    assert not any(list(asked_of_parts(shot.data)) for shot in shots if shot.door == "grpc")
-    assert any(list(asked_of_parts(make(1, 0, index).data)) for index in range(1000))
-
-    def impatient(shot: Shot) -> bool:
-        return shot.door == "grpc" and (shot.leave_s is not None or (b"grpc-timeout", b"5m") in shot.headers)
-
-    assert not any(map(impatient, shots))
-    assert len([index for index in range(1000) if impatient(make(1, 0, index, "impatient"))]) > 30
+    grpc = [shot for shot in shots if shot.door == "grpc"]
+    assert not any(shot.path.endswith("ModelStreamInfer") for shot in grpc)
+    assert any(list(asked_of_parts(shot.data)) for shot in grpc), "Envoy's to refuse"
+    assert sum(shot.kind == "cancelled" for shot in grpc) > 20
+    assert any((b"grpc-timeout", b"5m") in shot.headers for shot in grpc)
 
 
 def test_triton_s_http_gets_no_chunks() -> None:
@@ -259,7 +255,7 @@ def test_verdicts_and_their_table(tmp_path: Path) -> None:
         "slowest_s": 1.25,
     }
     table = markdown(result)
-    assert "| hangs | ≤ 0 | 1 | **missed** |" in table and "Triton's gRPC 5, Triton's HTTP 4" in table
+    assert "| hangs | ≤ 0 | 1 | **missed** |" in table and "gRPC 5, Triton's HTTP 4" in table
     page, file = tmp_path / "page.md", tmp_path / "result.json"
     page.write_text("a\n<!-- fuzz -->\nold\n<!-- /fuzz -->\n")
     file.write_text(json.dumps(result))
