@@ -44,13 +44,11 @@ class Calls:
     """Those of one connection, by what goes through.
 
     :ivar under_way: streams of requests that are complete, and not answered yet.
-    :ivar kept: frames that were not passed on.
     :ivar whole: what was passed on ends with a frame, so that another may follow.
     """
 
     def __init__(self) -> None:
         self.under_way: set[int] = set()
-        self.kept = 0
         self._asked, self._answered = _Frames(len(PREFACE)), _Frames(0)
         self._begin: bytes | None = b""  # until the preface is there
         self._raw = False
@@ -69,31 +67,29 @@ class Calls:
                 self._begin = None
         if self._raw:
             return data
-        frames, under_way = self._asked, self.under_way
-        data, at, passed, parts = frames.begin(data), 0, 0, []
-        keep = frames.keep
+        frames, data = self._asked, self._asked.begin(data)
+        at = begin = 0  # of what is to be passed on next
+        parts = []
         while True:
             at = frames.skip(data, at)
-            if keep and at > passed:
-                passed = at
+            if frames.keep:
+                begin = at
             if frames.left or len(data) - at < FRAME.size:
                 break
-            keep = False
+            frames.keep = False
             high, low, kind, flags, stream = FRAME.unpack_from(data, at)
             frames.left = high << 8 | low
             if kind <= HEADERS:
                 if flags & END_STREAM:
-                    under_way.add(stream)
-            elif kind == RST_STREAM and stream in under_way:
-                parts.append(data[passed:at])
-                passed, keep = at + FRAME.size, True
-                self.kept += 1
+                    self.under_way.add(stream)
+            elif kind == RST_STREAM and stream in self.under_way:
+                parts.append(data[begin:at])
+                frames.keep = True
             at += FRAME.size
-        frames.keep = keep and frames.left > 0
         end = frames.end(data, at)
-        if not parts and not passed and end == len(data):
+        if not begin and end == len(data):
             return data
-        parts.append(data[passed:end])
+        parts.append(data[begin:end])
         return b"".join(parts)
 
     def answered(self, data: bytes) -> int:

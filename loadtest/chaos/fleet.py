@@ -174,7 +174,7 @@ class Replica(Command):
         tls = ["--certificate", str(place / "cert.pem"), "--key", str(place / "key.pem"), "--ca", str(place / "ca.pem")]
         control = ["--model-control", "--control-key", str(place / "control.key")]
         ready = ["--ready-file", str(self.ready_file), "--repository", str(repository)]
-        command = ["serve", *ports, *tls, *control, *ready]
+        command = ["serve", "--shield", *ports, *tls, *control, *ready]
         super().__init__(f"triton{number}", command, folder / f"triton{number}.log", environment)
         self._prober = threading.Thread(target=self._probe, daemon=True)
 
@@ -189,6 +189,12 @@ class Replica(Command):
             if (found := probe.look_at(pid)) is not None and found.name == "tritonserver":
                 return pid
         return 0
+
+    @property
+    def shield(self) -> int:
+        """The process before gRPC's port; 0 while there is none."""
+        found = processes.tree(self.pid) if self.pid else []
+        return next((pid for pid in found if "serve.shield" in probe.command_line(pid)), 0)
 
     def stubs(self, model: str = "") -> list[int]:
         """The processes of its Python models, or of one of them."""

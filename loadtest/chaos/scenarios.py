@@ -155,6 +155,14 @@ def stub_killed(part: str, number: int) -> Callable[[Stage], None]:
     return run
 
 
+def shield_killed(stage: Stage) -> None:
+    victim = stage.fleet.replicas[1]
+    old = victim.shield
+    stage.fault()
+    kill(old)
+    stage.within("it is started anew", lambda: victim.shield not in (0, old), 20.0)
+
+
 def gateway_killed(stage: Stage) -> None:
     old = stage.fleet.gateway.pid
     stage.fault()
@@ -709,6 +717,7 @@ SCENARIOS = [
     # Triton takes a second for each error of a dead model
     Scenario("encoder-killed", "SIGKILL of the encoder's Python process", stub_killed("encoder", 0), STUB_LIMITS),
     Scenario("tokenizer-killed", "SIGKILL of the tokenizer's Python process", stub_killed("tokenizer", 1), STUB_LIMITS),
+    Scenario("shield-killed", "SIGKILL of the shield before a Triton's gRPC port", shield_killed),
     Scenario("gateway-killed", "SIGKILL of the gateway", gateway_killed, Limits(http_errors=None, recovery_s=10.0)),
     Scenario(
         "envoy-killed",
