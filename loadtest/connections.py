@@ -68,6 +68,7 @@ class Connection:
         self.under_way = 0
         self._out = bytearray()
         self._in = bytearray()
+        self._failure: ConnectionFailed | None = None
 
     def ask(self, request: int) -> None:
         raise NotImplementedError
@@ -77,6 +78,8 @@ class Connection:
 
         :raises ConnectionFailed: when the server closed the connection.
         """
+        if self._failure is not None:
+            raise self._failure
         while True:
             try:
                 data = self.socket.recv(READ_BYTES)
@@ -89,7 +92,13 @@ class Connection:
             self._in += data
             if not isinstance(self.socket, ssl.SSLSocket):
                 break  # what is left shows as readable, other than what TLS has read already
-        answers = list(self._answers())
+        answers: list[Answer] = []
+        try:
+            answers.extend(self._answers())
+        except ConnectionFailed as error:
+            if not answers:
+                raise
+            self._failure = error  # those that came before it are answers
         self.under_way -= len(answers)
         return answers
 
