@@ -50,11 +50,11 @@ class ServingSettings:
     :param kind: ``transformer``, or ``linear``, which has no tokenizer model of its own.
     :param tokenizers: processes that tokenize.
     :param queue_delay_us: how long the encoder's batcher waits for more requests, microseconds.
-    :param max_batch_tokens: rows run together, of like length, are at most so many tokens; 0 is no limit. Heeded by our
-        own backend alone (see serve/backends/onnxruntime).
+    :param max_batch_tokens: rows run together, of equal length, are at most so many tokens; 0 runs all rows together.
+        Heeded by our own backend alone (see serve/backends/onnxruntime).
     :param preferred_batch_size: comments that an encoder session takes at once where more wait, so that those behind
         them need not wait for all; 0 takes up to ``max_batch_size``, as GPUs always do. On two cores 16 cost a tenth of
-        the throughput, for runs of like length are found among fewer.
+        the throughput while rows of like length were run together, which are fewer among them.
     :param target: ``cpu``, ``cuda`` or ``tensorrt``.
     :param max_queue_ms: a request is refused at once where those before it need longer than this; 0 refuses none.
     """

@@ -94,7 +94,7 @@ def test_counters_count_rows_tokens_and_padding(server: TritonServer) -> None:
     assert grown["encoder tritox_encoder_rows_total"] == grown["tokenizer tritox_tokenizer_comments_total"] == 3
     tokens = grown["encoder tritox_encoder_tokens_total"]
     assert tokens == grown["tokenizer tritox_tokenizer_tokens_total"] > 60
-    assert grown["encoder tritox_encoder_runs_total"] == 2  # the long one alone: at most 128 tokens a run
+    assert grown["encoder tritox_encoder_runs_total"] == 2  # those of equal length together
     assert grown["encoder tritox_encoder_padding_total"] == 0
     assert grown["tokenizer tritox_tokenizer_truncated_total"] == 0
 
@@ -120,11 +120,12 @@ def test_scores_are_counted_by_label(server: TritonServer) -> None:
     assert 0.5 < grown["sum", "toxic", ""] < 1.5
 
 
-def test_padding_is_little_on_comments_of_all_lengths(server: TritonServer) -> None:
+def test_comments_of_all_lengths_are_run_by_length_without_padding(server: TritonServer) -> None:
     rng = np.random.default_rng(1)
-    texts = [" ".join(["word"] * int(n)) for n in rng.integers(1, 110, 64)]
-    grown = ask(server, [texts])
-    padding, tokens = (grown[f"encoder tritox_encoder_{what}_total"] for what in ("padding", "tokens"))
-    assert padding / (padding + tokens) < 0.12
-    # a request of 64 was no single slow run that all wait for
-    assert grown["encoder tritox_encoder_runs_total"] > 8
+    lengths = rng.integers(1, 110, 64)
+    grown = ask(server, [[" ".join(["word"] * int(n)) for n in lengths]])
+    assert grown["encoder tritox_encoder_padding_total"] == 0
+    # at most 128 tokens at a time, two of which are no words
+    assert grown["encoder tritox_encoder_runs_total"] == sum(
+        -(-np.sum(lengths == n) // max(1, 128 // (n + 2))) for n in set(lengths)
+    )

@@ -24,8 +24,9 @@ does not become ready when it gives other scores. Integer kernels differ between
 Also beyond it, for a model with one ragged input and these ``parameters``:
 
 - ``ragged_padding``: values equal to it at the end of a row are left out: rows of one request have one width;
-- ``max_batch_tokens``: rows are sorted by length and run in batches of at most so many values, padding included (a row
-  that is longer by itself runs alone), so that a long row does not make short ones as long as itself.
+- ``max_batch_tokens``: rows of equal length are run together, at most so many values at a time (a row that is longer by
+  itself runs alone). On a CPU, rows of unlike lengths in one run cost more than a run for each: the graph lays them out
+  for attention, and masks what is padding. Without it, all rows are one run.
 
 and the counters of Triton's metrics ``tritox_encoder_*``: tokens, their padding, rows and runs; and where the parameter
 ``score_labels`` names the columns of the output (a JSON list), a histogram of the scores of each.
@@ -144,7 +145,7 @@ class TritonPythonModel:
         return feed
 
     def run_rows(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """The outputs for all rows, run in batches of like lengths.
+        """The outputs for all rows.
 
         :param arrays: one per request. *Shape:* ``(rows, width)``
         :raises ValueError: for a row without values.
@@ -160,16 +161,19 @@ class TritonPythonModel:
             if not lengths.all():
                 raise ValueError("a row is nothing but padding, must have at least one value")
             values = values[real]
-        parts = batches_of_like_length(lengths, self.max_tokens)
+        parts = [np.arange(len(lengths))]
+        if self.max_tokens is not None:
+            parts = batches_of_equal_length(lengths, self.max_tokens)
         laid_out = sum(int(lengths[part].max()) * len(part) for part in parts)
         self.counters.add(runs=len(parts), rows=len(lengths), tokens=len(values), padding=laid_out - len(values))
         if len(parts) == 1:
             return list(self.session.run(self.outputs, self.row_feed(values, lengths), self.run_options))
-        ends = np.cumsum(lengths)
+        starts = np.cumsum(lengths) - lengths
         whole: list[np.ndarray] = []
         for part in parts:
-            places = np.concatenate([np.arange(ends[row] - lengths[row], ends[row]) for row in part])
-            results = self.session.run(self.outputs, self.row_feed(values[places], lengths[part]), self.run_options)
+            places = starts[part][:, None] + np.arange(lengths[part[0]])
+            feed = self.row_feed(values[places.reshape(-1)], lengths[part])
+            results = self.session.run(self.outputs, feed, self.run_options)
             if not whole:
                 whole = [np.empty((len(lengths), *result.shape[1:]), result.dtype) for result in results]
             for target, result in zip(whole, results, strict=True):
@@ -310,19 +314,16 @@ TICKS_BETWEEN_HISTOGRAMS = 12
 SCORE_BOUNDS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
-def batches_of_like_length(lengths: np.ndarray, max_tokens: int | None) -> list[np.ndarray]:
-    """Row numbers in batches of at most ``max_tokens``, padding included; where it takes several, longest first.
+def batches_of_equal_length(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Row numbers in batches of at most ``max_tokens``, or of one row; longest first.
 
     :param lengths: of the rows. *Shape:* ``(rows,)``
     """
-    if max_tokens is None or int(lengths.max()) * len(lengths) <= max_tokens:
-        return [np.arange(len(lengths))]
     order = np.argsort(-lengths, kind="stable")
-    parts, start = [], 0
-    while start < len(order):
-        stop = start + max(1, max_tokens // int(lengths[order[start]]))
-        parts.append(order[start:stop])
-        start = stop
+    parts = []
+    for rows in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
+        most = max(1, max_tokens // int(lengths[rows[0]]))
+        parts += [rows[at : at + most] for at in range(0, len(rows), most)]
     return parts
 
 
