@@ -170,11 +170,11 @@ class _Triton(_Side):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self.transport is not None
-        self.transport.write(self._caller.early)
-        if self._caller.transport is not None:
-            self._caller.transport.resume_reading()
-        else:  # he has left already
+        if self._caller.transport is None:  # he has left already, and Triton has heard nothing of him
             self.transport.close()
+            return
+        self.transport.write(self._caller.early)
+        self._caller.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         size = self.calls.answered(data)

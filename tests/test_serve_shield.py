@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -21,7 +22,20 @@ from client import Credentials
 from serve import certificates
 from serve.envoy import Envoy
 from serve.server import Tls, reserve_ports
-from serve.shield import DATA, END_STREAM, FRAME, HEADERS, LISTENING, PREFACE, RST_STREAM, Calls, main
+from serve.shield import (
+    DATA,
+    END_STREAM,
+    FRAME,
+    HEADERS,
+    LISTENING,
+    PREFACE,
+    RST_STREAM,
+    Calls,
+    Shield,
+    _Caller,
+    _Triton,
+    main,
+)
 
 CANCEL = b"\0\0\0\x08"
 
@@ -177,6 +191,15 @@ def test_a_caller_who_leaves_ends_no_call_that_is_under_way(server: Server) -> N
         channel.close()
         until(lambda: len(server.ended) == 3)
         assert server.ended == [True] * 3
+
+
+def test_a_caller_who_leaves_before_there_is_a_connection_for_him_is_not_spoken_of() -> None:
+    """The moment is too short to be met from outside."""
+    caller, transport = _Caller(Shield(("127.0.0.1", 1))), Mock()
+    caller.data_received(PREFACE + frame(HEADERS, END_STREAM, 1, b"ask"))
+    _Triton(caller).connection_made(transport)
+    transport.close.assert_called_once_with()
+    transport.write.assert_not_called()
 
 
 def test_where_nothing_stands_behind_it_callers_are_told_at_once() -> None:
