@@ -169,9 +169,9 @@ class GrpcConnection(Connection):
             if name != "authorization":
                 raise ValueError(f"this generator sends no header {name!r}")
             kept.append(_kept(23, value))
-        fixed = b"\x83\x87" if tls else b"\x83\x86"  # POST, https or http
-        self._fields = fixed + b"".join(kept)
-        self._fields_again = fixed + bytes(0x80 | 61 + n for n in range(len(kept), 0, -1))
+        self._fixed = b"\x83\x87" if tls else b"\x83\x86"  # POST, https or http
+        self._fields = self._fixed + b"".join(kept)
+        self._fields_again = self._fixed + bytes(0x80 | 61 + n for n in range(len(kept), 0, -1))
         self._next_stream = 1
         self._asked: dict[int, int] = {}  # request by stream
         self._bodies_in: dict[int, bytes] = {}

@@ -58,7 +58,6 @@ class GrpcShots(GrpcConnection):
 
     def __init__(self, host: str, port: int, credentials: Credentials | None = None) -> None:
         super().__init__(host, port, "/", (), credentials)
-        self._scheme = b"\x83\x87" if credentials else b"\x83\x86"
         self.shots: dict[int, int] = {}  # streams by the shots' numbers
         self._headers: dict[int, bytes] = {}  # blocks that go on
         self._decoder = hpack.Decoder()
@@ -71,7 +70,7 @@ class GrpcShots(GrpcConnection):
         self.under_way += 1
         fields = [(b":authority", b"localhost"), (b":path", shot.path.encode()), (b"te", b"trailers")]
         fields += [(b"content-type", b"application/grpc"), *shot.headers]
-        block = self._scheme + b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
+        block = self._fixed + b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
         parts = [block[at : at + self._max_frame] for at in range(0, len(block), self._max_frame)]
         for place, part in enumerate(parts):
             flags = END_HEADERS if place == len(parts) - 1 else 0

@@ -103,6 +103,7 @@ class Server(grpc.GenericRpcHandler):
     def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self.ended: list[bool] = []
         self.left_s: list[float | None] = []
+        self.headers: set[str] = set()
         self.begun = threading.Semaphore(0)
         self.wait_s = 0.5
         self.server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[self])
@@ -120,6 +121,7 @@ class Server(grpc.GenericRpcHandler):
 
     def answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         self.left_s.append(context.time_remaining())
+        self.headers |= {name for name, _ in context.invocation_metadata()}
         self.begun.release()
         time.sleep(self.wait_s)
         self.ended.append(context.is_active())
@@ -232,7 +234,7 @@ def test_behind_envoy_neither_deadlines_nor_cancelled_calls_reach_the_server(tmp
             caller = Credentials(ca=tmp_path / "callers/ca.pem", token="0123456789abcdef-site")
             with grpc.secure_channel(f"localhost:{envoy.ports['door']}", caller.channel()) as channel:
                 call = channel.unary_unary("/inference.GRPCInferenceService/ModelReady")
-                told = {"metadata": caller.headers(), "wait_for_ready": True}
+                told = {"metadata": [*caller.headers(), ("x-of-caller", "1")], "wait_for_ready": True}
                 assert call(b"", timeout=10, **told) == b""
                 with pytest.raises(grpc.RpcError) as error:
                     call(b"", timeout=0.3, **told)
@@ -243,5 +245,6 @@ def test_behind_envoy_neither_deadlines_nor_cancelled_calls_reach_the_server(tmp
                 cancelled.cancel()
                 until(lambda: len(server.ended) == 3)
         assert server.ended == [True] * 3 and all(left_s is None or left_s > 1e6 for left_s in server.left_s)
+        assert not server.headers & {"x-of-caller", "authorization", "user-agent", "grpc-timeout"}
     finally:
         server.stop()

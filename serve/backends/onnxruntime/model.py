@@ -162,7 +162,7 @@ class TritonPythonModel:
                 raise ValueError("a row is nothing but padding, must have at least one value")
             values = values[real]
         parts = [np.arange(len(lengths))]
-        if self.max_tokens is not None:
+        if self.max_tokens is not None and len(lengths) > 1:
             parts = batches_of_equal_length(lengths, self.max_tokens)
         laid_out = sum(int(lengths[part].max()) * len(part) for part in parts)
         self.counters.add(runs=len(parts), rows=len(lengths), tokens=len(values), padding=laid_out - len(values))
