@@ -47,6 +47,7 @@ from loadtest.generator import GeneratorFailed, Load, Outcome, drive
 from loadtest.limit import Encoder, score
 from loadtest.report import cpu_model, git_commit, write_json
 from loadtest.slo import percentile
+from serve.server import with_huge_pages
 
 MAX_GENERATOR_SHARE = 0.6
 """Of a core that a generator process may be busy, and of its own ceiling that it may reach: beyond, the load generator
@@ -120,6 +121,9 @@ def main(argv: list[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "loadtest.bench", *(sys.argv[1:] if argv is None else argv)])
     # so that a bench that is ended by a signal ends its servers, too: the paused ones would not hear of it
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    os.environ["GLIBC_TUNABLES"] = with_huge_pages(
+        os.environ.get("GLIBC_TUNABLES")
+    )  # as our server has it, so have all
     try:
         run(arguments, command)
     except (BenchFailed, corpus.InvalidCorpus, ContenderFailed, GeneratorFailed, OSError) as error:

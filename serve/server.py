@@ -372,6 +372,7 @@ class TritonServer:
         if scratch is not None:
             command.append(f"--backend-directory={scratch}")
         environment = dict(os.environ)
+        environment["GLIBC_TUNABLES"] = with_huge_pages(os.environ.get("GLIBC_TUNABLES"))
         environment["TRITOX_METRICS_URL"] = self.metrics_url  # for the models that refuse when too much waits
         if not self.verify:
             environment["TRITOX_UNVERIFIED"] = "1"
@@ -390,7 +391,7 @@ class TritonServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches us alone, and we stop the group
-            preexec_fn=die_with_parent,
+            preexec_fn=_take_turns,
         )
         assert self._process.stderr is not None
         self._reader = threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True)
@@ -704,3 +705,24 @@ _PR_SET_PDEATHSIG = 1
 def die_with_parent() -> None:
     """In the new process: end when the process that started it ends, even by SIGKILL."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Weights of tens of MB are read in every run of the encoder: in pages of 2 MB, where the kernel gives them to those
+that ask (``transparent_hugepage`` is ``madvise``), the processor looks up fewer addresses."""
+
+
+def with_huge_pages(tunables: str | None) -> str:
+    """The value for ``GLIBC_TUNABLES``: what it is, and huge pages unless it says something of them."""
+    if tunables and "glibc.malloc.hugetlb" in tunables:
+        return tunables
+    return ":".join(filter(None, (tunables, HUGE_PAGES)))
+
+
+def _take_turns() -> None:
+    """In the new process, Triton: a thread of it that wakes waits for its turn (``SCHED_BATCH``) instead of throwing
+    another one off its core. Where all cores are busy, an encoder loses more by that than anyone gains.
+    """
+    die_with_parent()
+    with contextlib.suppress(OSError):  # where a sandbox forbids it, Triton runs as other programs do
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

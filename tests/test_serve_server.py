@@ -130,6 +130,22 @@ def test_two_servers_side_by_side(server: TritonServer) -> None:
     assert server.is_ready()
 
 
+@pytest.mark.triton
+def test_every_process_of_triton_takes_turns_and_asks_for_huge_pages(server: TritonServer) -> None:
+    processes = {server.pid} | descendants(server.pid)
+    assert len(processes) > 3  # tokenizer and encoders
+    for pid in processes:
+        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+        assert b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_what_the_operator_says_of_huge_pages_holds() -> None:
+    assert serving.with_huge_pages(None) == "glibc.malloc.hugetlb=1"
+    assert serving.with_huge_pages("glibc.malloc.arena_max=2") == "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"
+    assert serving.with_huge_pages("glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0"
+
+
 def test_a_port_in_use_is_named_with_its_option(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -6,7 +6,8 @@ repository serves on both:
 
 - ``default_model_filename`` (else ``model.onnx``);
 - ``parameters``: ``intra_op_thread_count``, ``inter_op_thread_count``, ``execution_mode`` (0 sequential, 1 parallel),
-  ``memory.enable_memory_arena_shrinkage``, ``session.*`` (passed on to ONNX Runtime as they are);
+  ``enable_mem_arena`` and ``enable_mem_pattern`` (0 switches off), ``memory.enable_memory_arena_shrinkage``,
+  ``session.*`` (passed on to ONNX Runtime as they are);
 - ``optimization.graph.level`` (-1 basic, 1 extended, 2 disabled, else all);
 - ``optimization.execution_accelerators.gpu_execution_accelerator`` (``cuda``, ``tensorrt``), on a GPU instance only.
 
@@ -355,6 +356,8 @@ def session_options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
     if int(parameters.get("execution_mode", 0)) == 1:
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    options.enable_cpu_mem_arena = int(parameters.get("enable_mem_arena", 1)) != 0
+    options.enable_mem_pattern = int(parameters.get("enable_mem_pattern", 1)) != 0
     levels = {
         -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
         1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
