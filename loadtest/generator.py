@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from typing import Literal
 
 from loadtest.connections import Connection, ConnectionFailed, GrpcConnection, HttpConnection
+from serve.server import take_turns
 
 DRAIN_S = 15.0
 """How long answers are waited for behind the run."""
@@ -236,6 +237,7 @@ def drive(
 
 
 def _work(load: Load, pipe: Pipe) -> None:
+    take_turns()  # clients on other machines would throw nobody off a core, either
     try:
         pipe.send("ready")
         pipe.recv()

@@ -391,7 +391,7 @@ class TritonServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches us alone, and we stop the group
-            preexec_fn=_take_turns,
+            preexec_fn=_prepare,
         )
         assert self._process.stderr is not None
         self._reader = threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True)
@@ -719,10 +719,15 @@ def with_huge_pages(tunables: str | None) -> str:
     return ":".join(filter(None, (tunables, HUGE_PAGES)))
 
 
-def _take_turns() -> None:
-    """In the new process, Triton: a thread of it that wakes waits for its turn (``SCHED_BATCH``) instead of throwing
-    another one off its core. Where all cores are busy, an encoder loses more by that than anyone gains.
-    """
+def _prepare() -> None:
+    """In the new process, which becomes Triton."""
     die_with_parent()
-    with contextlib.suppress(OSError):  # where a sandbox forbids it, Triton runs as other programs do
+    take_turns()
+
+
+def take_turns() -> None:
+    """In the new process: threads that wake wait for their turn (``SCHED_BATCH``) instead of throwing others off their
+    cores. Where all cores are busy, an encoder loses more by that than anyone gains.
+    """
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
