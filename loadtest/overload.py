@@ -24,6 +24,7 @@ from loadtest import corpus, report
 from loadtest.open_loop import Body, Generator, Sent, body
 from loadtest.slo import DEFAULT_PATH, Verdict, read_slo
 from loadtest.watch import Watch, listener
+from serve.server import take_turns
 
 BODIES = 512
 WINDOW_S = 0.5
@@ -313,4 +314,5 @@ def result(
 
 
 if __name__ == "__main__":
+    take_turns()  # it shares the server's cores
     sys.exit(main())
