@@ -121,9 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "loadtest.bench", *(sys.argv[1:] if argv is None else argv)])
     # so that a bench that is ended by a signal ends its servers, too: the paused ones would not hear of it
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    os.environ["GLIBC_TUNABLES"] = with_huge_pages(
-        os.environ.get("GLIBC_TUNABLES")
-    )  # as our server has it, so have all
+    # what our server gives itself, all contenders get
+    os.environ["GLIBC_TUNABLES"] = with_huge_pages(os.environ.get("GLIBC_TUNABLES"))
     try:
         run(arguments, command)
     except (BenchFailed, corpus.InvalidCorpus, ContenderFailed, GeneratorFailed, OSError) as error:

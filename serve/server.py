@@ -729,5 +729,5 @@ def take_turns() -> None:
     """In the new process: threads that wake wait for their turn (``SCHED_BATCH``) instead of throwing others off their
     cores. Where all cores are busy, an encoder loses more by that than anyone gains.
     """
-    with contextlib.suppress(OSError):  # a sandbox may forbid it
+    with contextlib.suppress(OSError, AttributeError):  # a sandbox may forbid it; macOS, for a load generator, has none
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
