@@ -260,9 +260,11 @@ def encoder(settings: ServingSettings) -> pb.ModelConfig:
             data_type=pb.TYPE_INT32,
             source_input=["input_ids"],
         )
-        # patterns of memory are remembered by the shapes of the inputs, which seldom come twice
-        parameters = {"enable_mem_pattern": 0, "intra_op_thread_count": settings.intra_op_threads}
-        parameters["ragged_padding"] = ragged.PADDING
+        parameters = {
+            "enable_mem_pattern": 0,  # they are remembered by the shapes of the inputs, which seldom come twice
+            "intra_op_thread_count": settings.intra_op_threads,
+            "ragged_padding": ragged.PADDING,
+        }
         if settings.max_batch_tokens:
             parameters["max_batch_tokens"] = settings.max_batch_tokens
         texts = {key: str(value) for key, value in parameters.items()}

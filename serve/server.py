@@ -372,7 +372,7 @@ class TritonServer:
         if scratch is not None:
             command.append(f"--backend-directory={scratch}")
         environment = dict(os.environ)
-        environment["GLIBC_TUNABLES"] = with_huge_pages(os.environ.get("GLIBC_TUNABLES"))
+        environment["GLIBC_TUNABLES"] = with_huge_pages(environment.get("GLIBC_TUNABLES"))
         environment["TRITOX_METRICS_URL"] = self.metrics_url  # for the models that refuse when too much waits
         if not self.verify:
             environment["TRITOX_UNVERIFIED"] = "1"
