@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +205,25 @@ def test_a_student_learns_from_its_teacher_and_unlabelled_comments(
     assert info["teacher"] == "tiny" and info["throughput"]["comments"] >= 9 * 500
     model, _, _ = load(tmp_path / "student")
     assert not any("projection" in name for name, _ in model.named_parameters())
+
+
+def test_the_next_student_reads_what_its_teacher_said_to_the_one_before(
+    artifact: Path, tmp_path: Path, comments_csv: Path, tiny_recipe: Path
+) -> None:
+    keep = Options(keep=tmp_path / "kept")
+    recipe = read_recipe(tiny_recipe, ["train.epochs=9", "distillation.weight=1"])
+    fit(recipe, Sources(comments_csv, teacher=artifact), tmp_path / "one", keep)
+    (kept,) = (tmp_path / "kept").iterdir()
+    np.savez(kept, logits=-np.load(kept)["logits"])
+    info = fit(recipe, Sources(comments_csv, teacher=artifact), tmp_path / "two", keep)
+    assert info is not None and info["metrics"]["validation"]["mean_roc_auc"] < 0.1
+    other = Path(shutil.copytree(artifact, tmp_path / "other"))
+    with (other / "config.json").open("a") as config:
+        config.write("\n")
+    fit(recipe, Sources(comments_csv, teacher=other), tmp_path / "three", keep)
+    assert len(list((tmp_path / "kept").iterdir())) == 2  # one that may answer otherwise is asked
+    with pytest.raises(InvalidConfig, match="--keep without a teacher"):
+        fit(recipe, Sources(comments_csv), tmp_path / "four", keep)
 
 
 def command(out: Path, csv: Path, recipe: Path, *more: str) -> list[str]:

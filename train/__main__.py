@@ -82,6 +82,7 @@ def fit_options(p: Parser) -> None:
         metavar="FILE",
         help="comments that only the teacher scores; may be repeated",
     )
+    p.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the teacher's scores there, for its next student")
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint of an unfinished run")
     p.add_argument("--restart", action="store_true", help="discard the checkpoints of an unfinished run")
     p.add_argument(
@@ -158,6 +159,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
             restart=arguments.restart,
             random_weights=arguments.random_weights,
             mlflow=arguments.mlflow,
+            keep=arguments.keep,
             model_version=arguments.model_version,
         ),
     )

@@ -159,14 +159,15 @@ class Layout:
     def validation(self) -> Path:
         return self.folder / "validation.jsonl"
 
+    def read_by(self, config: ClassifierConfig) -> list[Path]:
+        """The files beside the config that scores depend on."""
+        files = {"linear": [self.linear], "ngrams": [self.ngrams]}.get(config.kind, [self.weights, self.tokenizer_json])
+        return [*files, self.normalizer] if config.normalize else files
+
     def check(self) -> None:
         """:raises InvalidArtifact: naming every file that is missing."""
-        files = [self.config, self.labels, self.training_info, self.validation]
         config = self.read_config() if self.config.is_file() else ClassifierConfig()
-        files += {"linear": [self.linear], "ngrams": [self.ngrams]}.get(
-            config.kind, [self.weights, self.tokenizer_json]
-        )
-        files += [self.normalizer] if config.normalize else []
+        files = [self.config, self.labels, self.training_info, self.validation, *self.read_by(config)]
         missing = [str(f.relative_to(self.folder)) for f in files if not f.is_file()]
         if missing:
             raise InvalidArtifact(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sys
@@ -77,6 +78,7 @@ class Options:
     :param resume: go on from the checkpoints of an unfinished run; ``restart`` discards them.
     :param random_weights: build the encoder from ``encoder.config`` and learn a vocabulary.
     :param mlflow: an MLflow experiment to log to.
+    :param keep: a folder that the teacher's answers stay in, for its next student.
     :param model_version: instead of the one that follows from what changed.
     """
 
@@ -84,6 +86,7 @@ class Options:
     restart: bool = False
     random_weights: bool = False
     mlflow: str | None = None
+    keep: Path | None = None
     model_version: str | None = None
 
 
@@ -96,6 +99,8 @@ def fit(recipe: Recipe, sources: Sources, out: Path, options: Options = Options(
     :raises InvalidData, InvalidConfig, InvalidArtifact, EncoderNotFound: before any training, with the reason.
     """
     check_writable(out)  # now, not after hours
+    if options.keep is not None and sources.teacher is None:
+        raise InvalidConfig("--keep without a teacher, whose scores it keeps: name one with --teacher")
     started, commit = time.monotonic(), git_commit()
     processes = PartialState(cpu=not torch.cuda.is_available())
     previous = version.read(out)
@@ -242,8 +247,7 @@ def fit_ngrams(
         more += data.sentences(texts, targets[kept], recipe.distillation.sentences, recipe.train.seed)
         seen = own | known | {data.text_key(t) for t in texts}
         texts += [t for t in more if data.text_key(t) not in seen]
-        run.mkdir(parents=True, exist_ok=True)
-        answers = teach(sources.teacher, texts, splits, run, False, processes).logits
+        answers = teach(sources.teacher, texts, splits, options.keep or run, False, processes).logits
         targets = metrics.probabilities(answers, splits.problem_type).astype(np.float32)
     elif sources.unlabelled:
         raise InvalidConfig("--unlabelled without a teacher: name one with --teacher")
@@ -299,7 +303,7 @@ def fit_transformer(
     teaching = None
     if sources.teacher is not None:
         hidden = recipe.distillation.hidden_weight > 0
-        teaching = teach(sources.teacher, texts, splits, run, hidden, processes)
+        teaching = teach(sources.teacher, texts, splits, options.keep or run, hidden, processes)
 
     config = recipe.train
     balanced = config.class_weights == "balanced"
@@ -397,7 +401,7 @@ def open_run(run: Path, recipe: Recipe, sources: Sources, options: Options) -> N
     about = {
         "recipe": asdict(recipe),
         "data": [data.file_sha256(p) for p in (sources.data, *(p for _, p in sources.extra), *sources.unlabelled)],
-        "teacher": data.file_sha256(Layout(sources.teacher).weights) if sources.teacher is not None else None,
+        "teacher": fingerprint(sources.teacher) if sources.teacher is not None else None,
         "random_weights": options.random_weights,
     }
     note = run / "run.json"
@@ -555,9 +559,9 @@ def _learn_wordpiece(texts: Sequence[str], max_vocab: int, max_alphabet: int = 1
 
 
 def teach(
-    teacher: Path, texts: Sequence[str], splits: data.Splits, run: Path, hidden: bool, processes: PartialState
+    teacher: Path, texts: Sequence[str], splits: data.Splits, folder: Path, hidden: bool, processes: PartialState
 ) -> loop.Teaching:
-    """The teacher's logits for ``texts`` and, where wanted, its pooled states; kept in the run folder.
+    """The teacher's logits for ``texts`` and, where wanted, its pooled states; kept in ``folder``.
 
     :raises InvalidArtifact: when the teacher has other labels.
     """
@@ -569,21 +573,29 @@ def teach(
             f"the teacher {teacher} has the labels {', '.join(labels)} ({problem_type}), the data "
             f"{', '.join(splits.labels)} ({splits.problem_type}): take a teacher of these labels"
         )
-    key = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-    kept = run / f"teacher-{key}{'-states' if hidden else ''}.npz"
+    key = hashlib.sha256("\0".join([fingerprint(teacher), *texts]).encode()).hexdigest()[:16]
+    kept = folder / f"teacher-{key}{'-states' if hidden else ''}.npz"
     if not kept.is_file() and processes.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)  # now, not after all of it
         scorer, _, _ = load_scorer(teacher)
         answers = {"logits": scorer.logits(texts, "teacher").astype(np.float32)}
         if hidden:
             if not isinstance(scorer, TransformerScorer):
                 raise InvalidArtifact(f"the teacher {teacher} has no hidden states: set distillation.hidden_weight=0")
             answers["states"] = predict_states(scorer.network, scorer.tokenizer, texts)
-        partial = kept.with_name(f".{kept.name}")
-        np.savez(partial.with_suffix(".part.npz"), **answers)
-        partial.with_suffix(".part.npz").replace(kept)
+        partial = kept.with_name(f".{os.getpid()}-{kept.name}")
+        np.savez(partial, **answers)
+        partial.replace(kept)
     processes.wait_for_everyone()
     with np.load(kept) as found:
         return loop.Teaching(found["logits"], found["states"] if hidden else None)
+
+
+def fingerprint(teacher: Path) -> str:
+    """A hash of all that an artifact's scores depend on."""
+    layout = Layout(teacher)
+    files = [layout.config, *layout.read_by(layout.read_config())]
+    return hashlib.sha256("".join(map(data.file_sha256, files)).encode()).hexdigest()
 
 
 def teacher_tuning(teacher: Path | None) -> set[str]:
