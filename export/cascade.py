@@ -172,7 +172,6 @@ def export(arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.cores,
             arguments.count,
             arguments.changed,
-            arguments.max_auc_drop,
             path_us,
         )
         print(table(steps, [about["name"] for about in abouts]))

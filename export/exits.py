@@ -3,14 +3,15 @@
 The exits of all stages follow from one number, the *risk*: a logistic curve for each stage and label, fitted on
 comments that shape nothing else, tells how likely the encoder is to flag a comment of a given score; a score whose risk
 of another decision is at most that number is beyond an exit. Of several stages the last takes that risk, and each one
-before it a fixed part of the next one's, a ratio that is chosen on the same comments: an early answer saves the most,
-and ranks comments worst. Where a comment's length is known, so is what the encoder would take for it: a long one may
-be answered at a higher risk than a short one, by a power of that cost, which is chosen on the same comments, too: the
-same changes for less. So there is one ladder of exits, from careful to bold, fixed before any comment is looked at
-that they are judged on. It is climbed from the careful end, and the last step counts whose upper limit (95%) on what
-changes is within the bound, before the first where it is not. Going in a fixed order to the first failure keeps the 95%
-true of every step before it, and so of whichever of them is chosen: Angelopoulos et al., "Learn then test: calibrating
-predictive algorithms to achieve risk control", 2021. Hence a step further down may be taken where ROC-AUC asks for it.
+before it a fixed part of the next one's, a ratio that is chosen on the same comments, as small as costs little: an
+early answer saves the most, and ranks comments worst. Where a comment's length is known, so is what the encoder would
+take for it: a long one may be answered at a higher risk than a short one, by a power of that cost, which is chosen on
+the same comments, too: the same changes for less. So there is one ladder of exits, from careful to bold, fixed before
+any comment is looked at that they are judged on. It is climbed from the careful end, and the last step counts whose
+upper limit (95%) on what changes is within the bound, before the first where it is not. Going in a fixed order to the
+first failure keeps the 95% true of every step before it, and so of whichever of them is chosen: Angelopoulos et al.,
+"Learn then test: calibrating predictive algorithms to achieve risk control", 2021. Hence a step further down may be
+taken where ROC-AUC asks for it.
 
 What is bounded is one of two shares. Of ``comments``: one counts as changed when the decision on any label is not the
 encoder's; the limit is that of Clopper and Pearson. Of ``decisions``, one for each comment and label: those of a
@@ -32,8 +33,8 @@ from sklearn.metrics import roc_auc_score
 from train.metrics import evaluate
 
 CONFIDENCE = 0.95
-RISKS = tuple(float(f"{risk:.3g}") for risk in np.geomspace(3e-4, 0.45, 80))
-RATIOS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
+RISKS = tuple(float(f"{risk:.3g}") for risk in np.geomspace(3e-4, 0.45, 160))
+RATIOS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.06, 0.03)
 """A stage's risk as a part of the next one's: those that are tried."""
 
 LENGTHS = (50, 100, 150, 200, 300, 400, 600)
@@ -41,6 +42,9 @@ LENGTHS = (50, 100, 150, 200, 300, 400, 600)
 
 POWERS = (0.0, 0.3, 0.6, 1.0)
 """Of a class's cost, by that of all: the factor of its risk; those that are tried."""
+
+ALIKE = 1.03
+"""Costs that are no more than this factor apart cannot be told apart on so few comments."""
 
 MOST_RISK = 0.5
 COUNTS = ("decisions", "comments")
@@ -230,10 +234,11 @@ def choose_shape(
     cpu_us: Sequence[float | np.ndarray],
     count: str,
     bound: float,
-    max_auc_drop: float,
 ) -> tuple[float, float]:
-    """The ratio and the power whose boldest step within the bound and the ROC-AUC drop, as counted on ``path``, costs
-    least.
+    """The ratio and the power whose boldest step within the bound, as counted on ``path``, costs least.
+
+    Of those that cost about as little it is the smallest ratio: the first stage then answers less, and ranks worst. How
+    well the whole ranks is not asked here: the encoder may have been trained on ``path``, and ranks it too well.
 
     :param cpu_us: of a comment in each stage, and in the encoder: of each comment of ``path``, or of any.
     """
@@ -241,17 +246,18 @@ def choose_shape(
         return RATIOS[0], POWERS[0]
     each = [np.broadcast_to(np.asarray(cost, np.float64), (len(path),)) for cost in cpu_us]
     costs = {}
-    alone = mean_auc(path.encoder, path.truth)
     for power in POWERS if path.lengths is not None else POWERS[:1]:
         bold = boldness(path, each[-1], power) if path.lengths is not None else None
         for ratio in RATIOS if len(curves) > 1 else RATIOS[:1]:
             for exits in reversed(ladder(curves, ratio, thresholds, bold)):
                 found = apply(path, exits, thresholds)
                 share = found.changed.mean() if count == "decisions" else found.changed_comments / len(path)
-                if share <= bound and dropped([alone, mean_auc(found.scores, path.truth)]) <= max_auc_drop:
+                if share <= bound:
                     costs[ratio, power] = sum(float(cost[found.by >= n].sum()) for n, cost in enumerate(each))
                     break
-    return min(costs, key=lambda shape: costs[shape]) if costs else (RATIOS[-1], POWERS[0])
+    return min(
+        (shape for shape in costs if costs[shape] <= ALIKE * min(costs.values())), default=(RATIOS[-1], POWERS[0])
+    )
 
 
 def mean_auc(scores: np.ndarray, truth: np.ndarray) -> float | None:
@@ -278,7 +284,6 @@ def curve(
     cores: int,
     count: str = "decisions",
     bound: float = 0.003,
-    max_auc_drop: float = 0.003,
     path_us: Sequence[float | np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
     """Every step of the ladder: its exits, the limits on what changes, and what it does to the validation comments.
@@ -292,7 +297,7 @@ def curve(
     curves = fit_curves(path, thresholds)
     costs = [np.broadcast_to(np.asarray(each, np.float64), (len(validation),)) for each in cpu_us]
     path_us = path_us or [float(c.mean()) for c in costs]
-    ratio, power = choose_shape(path, curves, thresholds, path_us, count, bound, max_auc_drop)
+    ratio, power = choose_shape(path, curves, thresholds, path_us, count, bound)
     bold = boldness(path, np.broadcast_to(path_us[-1], (len(path),)), power) if path.lengths is not None else None
     chosen = dict(zip(names, map(float, thresholds), strict=True))
     alone = evaluate(validation.encoder, validation.truth, names, chosen)

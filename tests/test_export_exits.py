@@ -128,17 +128,15 @@ def test_an_earlier_stage_takes_a_part_of_the_risk() -> None:
         np.testing.assert_array_equal(step[0], exits.exits_at(risk * 0.1, curves[0], THRESHOLDS))
 
 
-def test_the_ratio_is_the_cheapest_that_keeps_the_bound_and_the_ranking() -> None:
+def test_the_ratio_is_the_smallest_that_costs_as_little_as_any_within_the_bound() -> None:
     path = made(3000, 3)
     curves = exits.fit_curves(path, THRESHOLDS)
 
-    def found(auc_drop: float, middle_us: float) -> float:
-        costs = [1.0, middle_us, 1000.0]
-        return exits.choose_shape(path, curves, THRESHOLDS, costs, "decisions", 0.02, auc_drop)[0]
+    def found(middle_us: float) -> float:
+        return exits.choose_shape(path, curves, THRESHOLDS, [1.0, middle_us, 1000.0], "decisions", 0.02)[0]
 
-    free = found(1.0, 1.0)  # the second stage costs nothing: the first one need not risk much
-    assert free < found(1.0, 900.0)
-    assert exits.choose_shape(path, curves[:1], THRESHOLDS, [1.0, 9.0], "comments", 0.02, 1.0) == (1.0, 0.0)
+    assert found(1.0) < found(900.0)  # a second stage that costs nothing: the first one need not risk much
+    assert exits.choose_shape(path, curves[:1], THRESHOLDS, [1.0, 9.0], "comments", 0.02) == (1.0, 0.0)
 
 
 def test_long_comments_are_answered_at_a_higher_risk_where_they_cost_more() -> None:
@@ -150,7 +148,7 @@ def test_long_comments_are_answered_at_a_higher_risk_where_they_cost_more() -> N
     cost = np.asarray(path.lengths, np.float64) ** 2
 
     def shape(cpu_us: np.ndarray) -> float:
-        return exits.choose_shape(path, curves, THRESHOLDS, [1.0, 1.0, cpu_us], "decisions", 0.02, 1.0)[1]
+        return exits.choose_shape(path, curves, THRESHOLDS, [1.0, 1.0, cpu_us], "decisions", 0.02)[1]
 
     assert shape(cost) > 0
     bold = exits.boldness(path, cost, 0.5)
