@@ -563,17 +563,16 @@ def teach(
 ) -> loop.Teaching:
     """The teacher's logits for ``texts`` and, where wanted, its pooled states; kept in ``folder``.
 
-    :raises InvalidArtifact: when the teacher has other labels.
+    :raises InvalidArtifact: when the teacher lacks files, or has other labels.
     """
-    layout = Layout(teacher)
-    layout.check()
+    layout, told = Layout(teacher), fingerprint(teacher)
     labels, problem_type = layout.read_labels().labels, layout.read_config().problem_type
     if (labels, problem_type) != (splits.labels, splits.problem_type):
         raise InvalidArtifact(
             f"the teacher {teacher} has the labels {', '.join(labels)} ({problem_type}), the data "
             f"{', '.join(splits.labels)} ({splits.problem_type}): take a teacher of these labels"
         )
-    key = hashlib.sha256("\0".join([fingerprint(teacher), *texts]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join([told, *texts]).encode()).hexdigest()[:16]
     kept = folder / f"teacher-{key}{'-states' if hidden else ''}.npz"
     if not kept.is_file() and processes.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)  # now, not after all of it
@@ -592,8 +591,12 @@ def teach(
 
 
 def fingerprint(teacher: Path) -> str:
-    """A hash of all that an artifact's scores depend on."""
+    """A hash of all that an artifact's scores depend on.
+
+    :raises InvalidArtifact: naming every file that is missing.
+    """
     layout = Layout(teacher)
+    layout.check()
     files = [layout.config, *layout.read_by(layout.read_config())]
     return hashlib.sha256("".join(map(data.file_sha256, files)).encode()).hexdigest()
 
