@@ -255,9 +255,10 @@ def choose_shape(
                 if share <= bound:
                     costs[ratio, power] = sum(float(cost[found.by >= n].sum()) for n, cost in enumerate(each))
                     break
-    return min(
-        (shape for shape in costs if costs[shape] <= ALIKE * min(costs.values())), default=(RATIOS[-1], POWERS[0])
-    )
+    if not costs:
+        return RATIOS[-1], POWERS[0]
+    least = min(costs.values())
+    return min(shape for shape, cost in costs.items() if cost <= ALIKE * least)
 
 
 def mean_auc(scores: np.ndarray, truth: np.ndarray) -> float | None:

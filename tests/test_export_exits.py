@@ -128,7 +128,9 @@ def test_an_earlier_stage_takes_a_part_of_the_risk() -> None:
         np.testing.assert_array_equal(step[0], exits.exits_at(risk * 0.1, curves[0], THRESHOLDS))
 
 
-def test_the_ratio_is_the_smallest_that_costs_as_little_as_any_within_the_bound() -> None:
+def test_the_ratio_is_the_smallest_that_costs_as_little_as_any_within_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     path = made(3000, 3)
     curves = exits.fit_curves(path, THRESHOLDS)
 
@@ -137,6 +139,9 @@ def test_the_ratio_is_the_smallest_that_costs_as_little_as_any_within_the_bound(
 
     assert found(1.0) < found(900.0)  # a second stage that costs nothing: the first one need not risk much
     assert exits.choose_shape(path, curves[:1], THRESHOLDS, [1.0, 9.0], "comments", 0.02) == (1.0, 0.0)
+    alike = found(600.0)
+    monkeypatch.setattr(exits, "ALIKE", 1.0)
+    assert alike < found(600.0)  # cheapest of all, by less than can be told
 
 
 def test_long_comments_are_answered_at_a_higher_risk_where_they_cost_more() -> None:
