@@ -98,6 +98,11 @@ def is_starting(http_port: int) -> bool:
 
 def check(what: str, host: str, http_port: int, timeout_s: float) -> str | None:
     """Why it is not ``live`` or ``ready``; ``None`` where it is."""
+    if dead_stubs(http_port):
+        time.sleep(AGAIN_S)
+        if dead := dead_stubs(http_port):
+            return f"{dead} of the models' processes died or were stopped, and Triton starts none again: start it anew"
+    # asked last: if Triton was ended while the processes were looked at, their death is no longer seen, this is
     url = f"http://{host}:{http_port}/v2/health/{what}"
     try:
         with urllib.request.urlopen(url, timeout=timeout_s):
@@ -108,10 +113,6 @@ def check(what: str, host: str, http_port: int, timeout_s: float) -> str | None:
         if what == "live" and is_starting(http_port):
             return None  # the watchdog started it anew, say: it is not to be ended for that
         return f"{url} does not answer ({getattr(error, 'reason', error)})"
-    if dead_stubs(http_port):
-        time.sleep(AGAIN_S)
-        if dead := dead_stubs(http_port):
-            return f"{dead} of the models' processes died or were stopped, and Triton starts none again: start it anew"
     return None
 
 

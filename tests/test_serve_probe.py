@@ -19,6 +19,9 @@ from serve.server import TritonServer
 pytestmark = pytest.mark.triton
 
 MODEL = """
+import os
+import time
+
 import triton_python_backend_utils as pb_utils
 
 
@@ -28,6 +31,8 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args):
+        while os.path.exists(args["model_repository"] + "/hold"):
+            time.sleep(0.02)
         if FAILS:
             raise pb_utils.TritonModelException("self-test failed: on purpose")
 
@@ -72,6 +77,25 @@ def test_a_model_whose_process_died_is_neither_alive_nor_ready(
         end_at_once(triton.pid)
     assert main(["live", *options]) == 1
     assert "Connection refused" in capsys.readouterr().err
+
+
+def test_a_triton_that_is_ended_while_the_probe_looks_is_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the watchdog does: a probe that asks Triton, and only then looks for dead processes, finds nothing wrong."""
+    with TritonServer(repository(tmp_path, False), grpc_port=0, http_port=0, metrics_port=0) as server:
+        port, triton = server.ports["http"], server._process
+        assert triton is not None
+        (stub,) = [each.pid for each in processes() if each.name == STUB and each.parent == triton.pid]
+        os.kill(stub, signal.SIGSTOP)
+
+        def end(seconds: float) -> None:
+            end_at_once(triton.pid)
+            triton.wait()
+
+        monkeypatch.setattr("serve.probe.time.sleep", end)
+        assert main(["ready", "--http-port", str(port)]) == 1
+        assert "Connection refused" in capsys.readouterr().err
 
 
 def test_a_self_test_has_its_exit_code_and_leaves_no_ready_file(tmp_path: Path) -> None:

@@ -114,14 +114,17 @@ def test_what_died_is_started_anew_and_who_leaves_says_so_first(
 ) -> None:
     file = tmp_path / "ready"
     options = ["--restarts", "1", "--ready-file", str(file), "--model-control", "--drain", "1"]
-    with serving(repository(tmp_path, False), *options) as serve:
+    folder = repository(tmp_path, False)
+    with serving(folder, *options) as serve:
         triton, stub = serve.triton, serve.stubs()["m_0_0"]
         assert file.exists()
+        (folder / "m/hold").touch()  # the next Triton is not ready before this is gone
         os.kill(stub, signal.SIGKILL)
         line = serve.said("died")
         assert f"process {stub} of m_0_0 died (SIGKILL); Triton is started anew (1 of 1 within 600 s)" in line
         assert not file.exists()
         assert probe(["ready", "--http-port", serve.http_port]) == 1, capsys.readouterr().err
+        (folder / "m/hold").unlink()
         serve.said("ready again")
         assert file.exists() and serve.triton != triton and serve.stubs()["m_0_0"] != stub
         assert [probe([what, "--http-port", serve.http_port]) for what in ("live", "ready")] == [0, 0]
