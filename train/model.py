@@ -133,10 +133,11 @@ def encoder_config(config: ClassifierConfig) -> Any:
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
-def load_encoder(name: str) -> tuple[nn.Module, dict[str, Any]]:
+def load_encoder(name: str, layers: int | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """A pretrained encoder and its configuration as a dict.
 
-    :raises EncoderNotFound: when nothing can be loaded under that name.
+    :param layers: so many of the lowest layers; ``None`` for all.
+    :raises EncoderNotFound: when nothing can be loaded under that name. :raises InvalidConfig: if it has fewer layers.
     """
     folder = pretrained_folder(name)
     try:
@@ -147,7 +148,21 @@ def load_encoder(name: str) -> tuple[nn.Module, dict[str, Any]]:
             f"no encoder could be loaded from {name!r} ({reason}): give a local folder, a hub id that this machine "
             f"can reach, or one of the pip packages {', '.join(PIP_ENCODERS)}"
         ) from None
+    if layers is not None:
+        del lowest_layers(encoder, layers, "encoder.layers")[layers:]
+        encoder.config.num_hidden_layers = layers
     return encoder, encoder.config.to_diff_dict()
+
+
+def lowest_layers(encoder: nn.Module, count: int, key: str) -> nn.ModuleList:
+    """The encoder's layers.
+
+    :param key: of the recipe, which asks for ``count`` of them. :raises InvalidConfig: if there are fewer.
+    """
+    stacks = [m for m in encoder.modules() if isinstance(m, nn.ModuleList)] or [nn.ModuleList()]
+    if count > len(stacks[0]):
+        raise InvalidConfig(f"{key} is {count}, the encoder has {len(stacks[0])} layers")
+    return stacks[0]
 
 
 def freeze(model: ToxicityClassifier, embeddings: bool, layers: int) -> int:
@@ -155,12 +170,8 @@ def freeze(model: ToxicityClassifier, embeddings: bool, layers: int) -> int:
 
     :returns: how many parameters are left to train.
     """
-    stacks = [m for m in model.encoder.modules() if isinstance(m, nn.ModuleList)]
-    if layers and (not stacks or layers > len(stacks[0])):
-        have = len(stacks[0]) if stacks else 0
-        raise InvalidConfig(f"encoder.freeze_layers is {layers}, the encoder has {have} layers")
     frozen = [model.encoder.get_input_embeddings(), getattr(model.encoder, "embeddings", None)] if embeddings else []
-    frozen += list(stacks[0][:layers]) if layers else []
+    frozen += lowest_layers(model.encoder, layers, "encoder.freeze_layers")[:layers]
     for module in frozen:
         for parameter in module.parameters() if module is not None else ():
             parameter.requires_grad_(False)
