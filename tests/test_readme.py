@@ -81,6 +81,24 @@ def test_the_throughput_of_the_gateway_is_the_measured_one_and_reaches_its_goal(
     assert rate["gateway"] >= 0.6 * rate["tritox"]
 
 
+def test_the_cascade_of_two_layers_is_the_measured_one_and_reaches_its_goal() -> None:
+    result = json.loads((ROOT / "loadtest/results/cascade_l2.json").read_text())
+    text = README.replace("\n", " ")
+    rate = {found["per_request"]: found["cascade"]["comments_per_s"] for found in result["rates"]}
+    after = result["answers"]["mean_roc_auc"][1]
+    assert (
+        f"served {rate[16]:,.0f} comments/s in batches of 16 and {rate[64]:,.0f} in batches of 64, at {after:.4f};"
+        in text
+    )
+    assert f"{result['answers']['changed_decisions']:.3%} of the decisions" in text
+    assert rate[64] >= 10_000
+    student, whole = (json.loads((ROOT / f"train/results/{name}.json").read_text()) for name in ("minilm-l2", "minilm"))
+    area = [found["validation"]["mean_roc_auc"] for found in (student, whole)]
+    assert f"its mean ROC-AUC was {area[0]:.4f}, MiniLM's {area[1]:.4f}" in text
+    bias = [found["bias"]["bias_score"] for found in (student, whole)]
+    assert f"({bias[0]:.3f} instead of {bias[1]:.3f} in the areas' combination" in text
+
+
 def test_the_agreement_of_spans_is_the_measured_one() -> None:
     result = json.loads((ROOT / "serve/gateway/results/spans.json").read_text())
     assert block("spans") == spans_eval.markdown(result)
