@@ -149,13 +149,13 @@ def load_encoder(name: str, layers: int | None = None) -> tuple[nn.Module, dict[
             f"can reach, or one of the pip packages {', '.join(PIP_ENCODERS)}"
         ) from None
     if layers is not None:
-        del lowest_layers(encoder, layers, "encoder.layers")[layers:]
+        del layer_stack(encoder, layers, "encoder.layers")[layers:]
         encoder.config.num_hidden_layers = layers
     return encoder, encoder.config.to_diff_dict()
 
 
-def lowest_layers(encoder: nn.Module, count: int, key: str) -> nn.ModuleList:
-    """The encoder's layers.
+def layer_stack(encoder: nn.Module, count: int, key: str) -> nn.ModuleList:
+    """The encoder's layers, from the lowest; at least ``count`` of them.
 
     :param key: of the recipe, which asks for ``count`` of them. :raises InvalidConfig: if there are fewer.
     """
@@ -171,7 +171,7 @@ def freeze(model: ToxicityClassifier, embeddings: bool, layers: int) -> int:
     :returns: how many parameters are left to train.
     """
     frozen = [model.encoder.get_input_embeddings(), getattr(model.encoder, "embeddings", None)] if embeddings else []
-    frozen += lowest_layers(model.encoder, layers, "encoder.freeze_layers")[:layers]
+    frozen += layer_stack(model.encoder, layers, "encoder.freeze_layers")[:layers]
     for module in frozen:
         for parameter in module.parameters() if module is not None else ():
             parameter.requires_grad_(False)
